@@ -1,0 +1,61 @@
+"""Checked conversion of plain mappings (YAML, JSON, command line) to configuration dataclasses."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, TypeVar, cast
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from drift_policy.errors import ConfigurationError
+
+Config = TypeVar("Config")
+
+
+def parse_config(kind: type[Config], values: Mapping[str, Any] | DictConfig, where: str) -> Config:
+    """Return the dataclass `kind` filled with `values`.
+
+    Args:
+        kind: a dataclass whose field types OmegaConf understands.
+        values: field -> value; fields that are left out keep their defaults.
+        where: the name of this part of the configuration, for error messages, for example "policy.head".
+
+    Raises:
+        ConfigurationError: an unknown field, a value of another type, or a required field without value.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for key in values:
+        if str(key) not in known:
+            raise ConfigurationError(f"{where}.{key!s} does not exist{_suggestion(str(key), known)}.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), values)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigurationError(f"{where}.{missing[0]} has no value: set {where}.{missing[0]}=... .")
+        return cast(Config, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:
+        key = f"{where}.{error.full_key}" if error.full_key else where
+        raise ConfigurationError(f"{key} does not fit: {_first_line(error)}") from error
+
+
+def parse_choice(values: Mapping[str, Any] | DictConfig, where: str) -> tuple[str, dict[str, Any]]:
+    """Split {"name": ..., other settings} into the name and the settings.
+
+    Raises:
+        ConfigurationError: there is no name.
+    """
+    settings = {str(key): value for key, value in values.items()}
+    name = settings.pop("name", MISSING)
+    if not isinstance(name, str) or name == MISSING:
+        raise ConfigurationError(f"{where}.name has no value: it says which {where} to use.")
+    return name, settings
+
+
+def _suggestion(key: str, known: list[str]) -> str:
+    close = get_close_matches(key, known, n=1)
+    return f"; did you mean {close[0]}" if close else f"; expected one of {', '.join(known) or 'nothing'}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,1 @@
+"""One module for each file format; each turns a file into a ReplayBuffer."""

@@ -1,0 +1,6 @@
+"""The mathematics of drifting. Imports torch and nothing else of the project."""
+
+from drift_policy.drift.field import drift_field
+from drift_policy.drift.loss import DEFAULT_TEMPERATURES, DriftInfo, drift_loss
+
+__all__ = ["DEFAULT_TEMPERATURES", "DriftInfo", "drift_field", "drift_loss"]

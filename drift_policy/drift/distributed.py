@@ -1,0 +1,32 @@
+"""Means over the batches of all processes."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def global_mean(*values: Tensor, keep_last: bool = False) -> list[Tensor]:
+    """Return the mean of each tensor over all its entries on all processes, with one all-reduce for all of them.
+
+    Args:
+        values: tensors of any shape; each process may hold another number of entries.
+        keep_last: average over every axis but the last one.
+
+    Returns:
+        For each value a scalar, or a vector of its last axis' size. Without an initialised process group the
+        plain local mean. Not differentiable: made for gradient-free statistics.
+    """
+    rows = [value.reshape(-1, value.shape[-1] if keep_last else 1) for value in values]
+    means = [row.mean(dim=0) for row in rows]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        means = _all_reduce_means(means, [row.shape[0] for row in rows])
+    return [mean if keep_last else mean.squeeze(0) for mean in means]
+
+
+def _all_reduce_means(means: list[Tensor], counts: list[int]) -> list[Tensor]:
+    # Multiplying means by counts, instead of sending sums, keeps single-process results free of this rounding.
+    totals = [mean * count for mean, count in zip(means, counts, strict=True)]
+    packed = torch.cat([*totals, means[0].new_tensor(counts)])
+    dist.all_reduce(packed)
+    *reduced, total_counts = packed.split([*(len(mean) for mean in means), len(counts)])
+    return [total / count for total, count in zip(reduced, total_counts, strict=True)]

@@ -1,0 +1,216 @@
+"""The drifting loss for batches of kernel problems, equal to the authors' released loss with default arguments.
+
+Shape letters: B kernel problems, G generated samples, P positives, N extra negatives, M = G + N + P targets,
+S flattened sample size, R temperatures.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from drift_policy.drift.distributed import global_mean
+from drift_policy.drift.validation import check_samples, check_temperatures, check_weights
+
+DEFAULT_TEMPERATURES = (0.02, 0.05, 0.2)
+Scope = Literal["batch", "group"]
+
+# Constants of the released implementation; the numbers are part of the published method.
+_MIN_SQUARED_DISTANCE = 1e-8
+_MIN_SCALE = 1e-3
+_MIN_FORCE_SQ = 1e-8
+_SELF_DISTANCE = 100.0
+# Inputs beyond this magnitude are computed in a smaller unit: their squares would overflow float32.
+_LARGEST_MAGNITUDE = 1e6
+
+
+class DriftInfo(TypedDict):
+    """What to plot beside the loss, which is nearly constant by construction. No entry carries a gradient."""
+
+    scale: Tensor
+    """Mean weighted distance between samples and targets, scalar, in the unit of the samples."""
+    force_sq: dict[float, Tensor]
+    """Mean squared force before its normalisation, one scalar a temperature: this falls as the sets meet."""
+
+
+class _Targets(NamedTuple):
+    """Everything a sample is compared with, gradient-free: samples themselves, extra negatives, positives."""
+
+    points: Tensor  # [B, M, S]
+    weights: Tensor  # [B, M]
+    num_negatives: int  # G + N; the remaining columns are positives
+
+
+def drift_loss(
+    gen: Tensor,
+    pos: Tensor,
+    neg: Tensor | None = None,
+    *,
+    weight_gen: Tensor | None = None,
+    weight_pos: Tensor | None = None,
+    weight_neg: Tensor | None = None,
+    temperatures: Sequence[float] = DEFAULT_TEMPERATURES,
+    affinity_floor: float = 1e-6,
+    scope: Scope = "batch",
+) -> tuple[Tensor, DriftInfo]:
+    """Return the drifting loss (Eq. 6 with the normalisations of appendix A.6) of B separate kernel problems.
+
+    The value is nearly constant by construction, because every temperature's force is normalised to unit RMS:
+    watch `info` and a task error instead. With `torch.distributed` initialised, the statistics of
+    `scope="batch"` run over the batches of all processes.
+
+    Args:
+        gen: generated samples, [B, G, S]; the only argument that receives a gradient.
+        pos: samples of the target distribution, [B, P, S].
+        neg: extra negatives, [B, N, S] (the unconditional samples of classifier-free guidance).
+        weight_gen: column weights of `gen` as negatives, [B, G]; ones if absent.
+        weight_pos: column weights of `pos`, [B, P]; ones if absent.
+        weight_neg: column weights of `neg`, [B, N]; ones if absent.
+        temperatures: kernel widths relative to the mean distance.
+        affinity_floor: lower clip of the product of both softmaxes. The released code uses 1e-6, which lets
+            every far positive pull a little; 0 is the paper's formula, which keeps far modes apart.
+        scope: "batch" takes one distance scale and one force norm over the batch (released code);
+            "group" takes them for each of the B problems.
+
+    Returns:
+        The loss of each problem, [B], and a `DriftInfo`. Half-precision inputs are computed in float32.
+
+    Raises:
+        ValueError: a wrong shape, a non-finite entry, a bad temperature, floor or scope; names the argument.
+            On an accelerator non-finite entries fail a device-side assertion, which does not stall training.
+    """
+    _validate(gen, pos, neg, weight_gen, weight_pos, weight_neg)
+    check_temperatures("temperatures", temperatures)
+    if not 0 <= affinity_floor < 1:
+        raise ValueError(f"affinity_floor must be in [0, 1), but is {affinity_floor!r}.")
+    if scope not in ("batch", "group"):
+        raise ValueError(f"scope must be 'batch' or 'group', but is {scope!r}.")
+
+    with torch.autocast(gen.device.type, enabled=False):
+        gen = gen.float()
+        with torch.no_grad():
+            # The loss does not depend on the origin or the unit; both keep float32 exact enough.
+            centre = gen.mean(dim=1, keepdim=True)
+            targets = _gather_targets(gen - centre, pos, neg, centre, (weight_gen, weight_pos, weight_neg))
+            unit = (targets.points.abs().amax() / _LARGEST_MAGNITUDE).clamp(min=1.0)
+            targets = targets._replace(points=targets.points / unit)
+            samples = targets.points[:, : gen.shape[1]]
+            distances = _distances(samples, targets.points)
+            scale = _scale(distances, targets.weights, unit, scope)
+            input_scale = (scale / gen.shape[2] ** 0.5).clamp(min=_MIN_SCALE / unit)
+            force, force_sq = _normalised_force(
+                distances / scale.clamp(min=_MIN_SCALE / unit),
+                samples / input_scale,
+                targets._replace(points=targets.points / input_scale),
+                temperatures=torch.tensor(temperatures, dtype=torch.float32, device=gen.device),
+                affinity_floor=affinity_floor,
+                scope=scope,
+            )
+            goal = samples / input_scale + force
+        loss = ((gen - centre) / unit / input_scale - goal).square().mean(dim=(1, 2))
+
+    info = DriftInfo(scale=(scale * unit).mean(), force_sq=dict(zip(temperatures, force_sq, strict=True)))
+    return loss, info
+
+
+def _validate(
+    gen: Tensor,
+    pos: Tensor,
+    neg: Tensor | None,
+    weight_gen: Tensor | None,
+    weight_pos: Tensor | None,
+    weight_neg: Tensor | None,
+) -> None:
+    check_samples("gen", gen)
+    check_samples("pos", pos, like=gen)
+    if neg is not None:
+        check_samples("neg", neg, like=gen, allow_empty=True)
+    if neg is None and weight_neg is not None:
+        raise ValueError("weight_neg was given without neg: pass the extra negatives or leave the weights out.")
+    for name, weights, samples in (
+        ("weight_gen", weight_gen, gen),
+        ("weight_pos", weight_pos, pos),
+        ("weight_neg", weight_neg, neg),
+    ):
+        if weights is not None and samples is not None:
+            check_weights(name, weights, samples)
+
+
+def _gather_targets(
+    samples: Tensor,
+    pos: Tensor,
+    neg: Tensor | None,
+    centre: Tensor,
+    weights: tuple[Tensor | None, Tensor | None, Tensor | None],
+) -> _Targets:
+    """Stack samples, extra negatives and positives to one [B, M, S] tensor relative to `centre`."""
+    weight_gen, weight_pos, weight_neg = weights
+    parts = [(samples, weight_gen)]
+    if neg is not None:
+        parts.append((neg.float() - centre, weight_neg))
+    parts.append((pos.float() - centre, weight_pos))
+    return _Targets(
+        points=torch.cat([points for points, _ in parts], dim=1),
+        weights=torch.cat([_or_ones(weight, points) for points, weight in parts], dim=1),
+        num_negatives=sum(points.shape[1] for points, _ in parts[:-1]),
+    )
+
+
+def _or_ones(weights: Tensor | None, points: Tensor) -> Tensor:
+    return points.new_ones(points.shape[:2]) if weights is None else weights.float()
+
+
+def _distances(samples: Tensor, points: Tensor) -> Tensor:
+    """Euclidean distances [B, G, M] by the Gram matrix, which needs no [B, G, M, S] intermediate."""
+    squares_samples = samples.square().sum(dim=-1, keepdim=True)
+    squares_points = points.square().sum(dim=-1).unsqueeze(1)
+    squared = torch.baddbmm(squares_samples + squares_points, samples, points.transpose(1, 2), alpha=-2.0)
+    return squared.clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
+
+
+def _scale(distances: Tensor, weights: Tensor, unit: Tensor, scope: Scope) -> Tensor:
+    """Weighted mean distance, broadcastable to [B, 1, 1]; self distances count, as in the released code."""
+    weighted = distances * weights.unsqueeze(1)
+    if scope == "group":
+        mean_weight = weights.mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        return (weighted.mean(dim=(1, 2)) / mean_weight).reshape(-1, 1, 1)
+    # Processes may compute in different units: average in the unit of the input.
+    mean_distance, mean_weight = global_mean(weighted * unit, weights)
+    return mean_distance / mean_weight.clamp(min=torch.finfo(torch.float32).tiny) / unit
+
+
+def _normalised_force(
+    distances: Tensor,
+    samples: Tensor,
+    targets: _Targets,
+    *,
+    temperatures: Tensor,
+    affinity_floor: float,
+    scope: Scope,
+) -> tuple[Tensor, Tensor]:
+    """Sum over temperatures of the unit-RMS force [B, G, S], and the mean squared force of each, [R]."""
+    num_samples, num_targets = distances.shape[1:]
+    self_pairs = torch.eye(num_samples, num_targets, device=distances.device)
+    distances = distances + _SELF_DISTANCE * self_pairs
+
+    logits = -distances / temperatures.reshape(-1, 1, 1, 1)  # [R, B, G, M]
+    affinity = (logits.softmax(dim=3) * logits.softmax(dim=2)).clamp(min=affinity_floor).sqrt()
+    # Guidance weights act after both softmaxes.
+    affinity = affinity * targets.weights.unsqueeze(1)
+
+    negative, positive = affinity.split([targets.num_negatives, num_targets - targets.num_negatives], dim=3)
+    coefficients = torch.cat(
+        [-negative * positive.sum(dim=3, keepdim=True), positive * negative.sum(dim=3, keepdim=True)], dim=3
+    )
+    # The coefficients of a row add up to zero, so the second term only removes rounding error.
+    force = coefficients @ targets.points - coefficients.sum(dim=3, keepdim=True) * samples  # [R, B, G, S]
+
+    squared = force.square()
+    if scope == "group":
+        force_sq = squared.mean(dim=(2, 3))  # [R, B]
+        norm = force_sq.clamp(min=_MIN_FORCE_SQ).sqrt().reshape(len(temperatures), -1, 1, 1)
+        return (force / norm).sum(dim=0), force_sq.mean(dim=1)
+    (force_sq,) = global_mean(squared.mean(dim=(2, 3)).transpose(0, 1), keep_last=True)  # [R]
+    norm = force_sq.clamp(min=_MIN_FORCE_SQ).sqrt().reshape(-1, 1, 1, 1)
+    return (force / norm).sum(dim=0), force_sq

@@ -1,0 +1,84 @@
+"""Checks of the arguments of the drift core. Every message says what was given and what is expected."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_matrix(name: str, value: Tensor, columns: int | None = None) -> None:
+    """Require a finite floating-point [rows, columns] tensor with at least one row."""
+    _check_floating(name, value)
+    if value.ndim != 2 or 0 in value.shape:
+        raise ValueError(f"{name} must have shape [samples, features], neither zero, but has {list(value.shape)}.")
+    if columns is not None and value.shape[1] != columns:
+        raise ValueError(f"{name} must have {columns} columns like x, but has shape {list(value.shape)}.")
+    check_finite(name, value)
+
+
+def check_samples(name: str, value: Tensor, like: Tensor | None = None, allow_empty: bool = False) -> None:
+    """Require a finite floating-point [B, samples, S] tensor; `like` fixes B, S and the device."""
+    _check_floating(name, value)
+    if value.ndim != 3:
+        raise ValueError(f"{name} must have shape [B, samples, S], but has {list(value.shape)}.")
+    batch, samples, size = value.shape
+    if batch == 0 or size == 0 or (samples == 0 and not allow_empty):
+        raise ValueError(f"{name} must not be empty, but has shape {list(value.shape)}.")
+    if like is not None:
+        if (batch, size) != (like.shape[0], like.shape[2]):
+            raise ValueError(
+                f"{name} must have shape [{like.shape[0]}, samples, {like.shape[2]}] to match gen, "
+                f"but has {list(value.shape)}."
+            )
+        if value.device != like.device:
+            raise ValueError(f"{name} is on {value.device}, but gen is on {like.device}: move one of them.")
+    check_finite(name, value)
+
+
+def check_weights(name: str, value: Tensor, samples: Tensor) -> None:
+    """Require finite, non-negative weights [B, samples], one for each of `samples`."""
+    _check_floating(name, value)
+    expected = list(samples.shape[:2])
+    if list(value.shape) != expected:
+        raise ValueError(f"{name} must have shape {expected}, but has {list(value.shape)}.")
+    if value.device != samples.device:
+        raise ValueError(f"{name} is on {value.device}, but gen is on {samples.device}: move one of them.")
+    _check_all(torch.isfinite(value) & (value >= 0), f"{name} must be finite and not negative.")
+
+
+def check_temperature(name: str, value: float) -> None:
+    """Require a positive finite number."""
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} must be a positive finite number, but is {value!r}.")
+
+
+def check_temperatures(name: str, values: Sequence[float]) -> None:
+    """Require at least one temperature, all positive and different."""
+    if len(values) == 0:
+        raise ValueError(f"{name} must hold at least one temperature, but is empty.")
+    for value in values:
+        check_temperature(name, value)
+    if len(set(values)) != len(values):
+        raise ValueError(f"{name} must be different from each other, but are {tuple(values)!r}.")
+
+
+def check_finite(name: str, value: Tensor) -> None:
+    """Require that every entry is finite."""
+    _check_all(torch.isfinite(value), f"{name} must be finite, but holds NaN or infinity.")
+
+
+def _check_floating(name: str, value: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a torch.Tensor, but is a {type(value).__name__}.")
+    if not value.is_floating_point():
+        raise ValueError(f"{name} must hold floating-point numbers, but holds {value.dtype}.")
+
+
+def _check_all(condition: Tensor, message: str) -> None:
+    """Raise ValueError on a CPU; elsewhere assert on the device, so that training never waits for the host."""
+    if condition.is_cpu and not torch.compiler.is_compiling():
+        if not bool(condition.all()):
+            raise ValueError(message)
+    else:
+        torch._assert_async(condition.all(), message)

@@ -1,0 +1,154 @@
+"""The evaluation command: roll a checkpoint out, print its score, record every episode, film it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from drift_policy.config import parse_config
+from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.evaluation.action_fan import picture_action_fan
+from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout
+from drift_policy.evaluation.video import film_rollouts
+from drift_policy.manifest import describe_run, write_json
+from drift_policy.policy import Policy
+from drift_policy.serialization import load_policy, resolve_checkpoint
+from drift_policy.task import EnvConfig, make_env_factory
+
+SCRIPT = "eval_policy.py"
+
+
+@dataclass
+class EvalConfig:
+    """What to evaluate, and where to write it."""
+
+    ckpt: str  # run folder, checkpoint folder, or hf://owner/name
+    evaluation: EvaluationConfig  # which episodes
+    task: str | None = None  # task to evaluate in; null is the one the checkpoint was trained for
+    device: str = "cpu"  # "cpu", "cuda", ...
+    output: str | None = None  # folder of the results; null is the folder eval/ beside the checkpoint
+    video_episodes: int = 0  # episodes to film; 0 is no film
+
+
+def evaluate(config: EvalConfig, env: EnvConfig | None, overrides: Sequence[str], console: Console) -> RolloutResult:
+    """Evaluate a checkpoint and write manifest.json.
+
+    Args:
+        config: the whole configuration.
+        env: the environment of `config.task`, or None to take the checkpoint's own.
+        overrides: the command-line arguments, recorded in the manifest.
+        console: where to report.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or does not fit the task.
+    """
+    folder = resolve_checkpoint(config.ckpt)
+    policy = load_policy(folder, config.device)
+    env = env or _checkpoint_env(policy, folder)
+    console.print(f"policy   {folder}: trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
+    result = evaluate_checkpoint(policy, env, config.evaluation, console)
+    output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
+    manifest = {
+        **describe_run(SCRIPT, overrides),
+        "checkpoint": {**policy.metadata, "folder": folder.name, "policy": policy.config.to_mapping()},
+        "evaluation": evaluation_manifest(policy, result, config.evaluation),
+    }
+    write_json(output / "manifest.json", manifest)
+    if config.video_episodes:
+        write_artifacts(policy, env, config.evaluation, output, config.video_episodes, console)
+    console.print(f"written  {output / 'manifest.json'}", highlight=False)
+    return result
+
+
+def evaluate_checkpoint(policy: Policy, env: EnvConfig, config: EvaluationConfig, console: Console) -> RolloutResult:
+    """Roll a policy out with a progress bar and print its scores."""
+    with Progress(
+        TextColumn("episodes"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        bar = progress.add_task("episodes", total=config.n_episodes)
+
+        def on_episode(_: Episode) -> None:
+            progress.advance(bar)
+
+        result = rollout(policy, make_env_factory(env), config, on_episode)
+    name = str(policy.metadata.get("score_name", "score"))
+    table = Table(title=f"{config.n_episodes} episodes, seeds from {config.start_seed}, {config.max_steps} steps")
+    table.add_column("")
+    table.add_column("mean", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for label, interval in ((f"highest {name}", result.score), ("success", result.success)):
+        table.add_row(label, f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+    table.add_row("decision p50 / p99 [ms]", f"{result.latency(50):.2f}", f"{result.latency(99):.2f}")
+    console.print(table)
+    return result
+
+
+def evaluation_manifest(policy: Policy, result: RolloutResult, config: EvaluationConfig) -> dict[str, Any]:
+    """Return what a manifest records of an evaluation, every episode included."""
+    return {
+        "score_name": policy.metadata.get("score_name", "score"),
+        "score": result.score.to_mapping(),
+        "success": result.success.to_mapping(),
+        "network_evaluations": policy.num_evaluations,
+        "latency_ms": {"p50": result.latency(50), "p99": result.latency(99), "decisions": len(result.latency_ms)},
+        "wall_s": result.wall_s,
+        "noise_scale": policy.config.noise_scale if config.noise_scale is None else config.noise_scale,
+        "protocol": asdict(config),
+        "episodes": [asdict(episode) for episode in result.episodes],
+    }
+
+
+def write_artifacts(
+    policy: Policy, env: EnvConfig, config: EvaluationConfig, folder: Path, video_episodes: int, console: Console
+) -> None:
+    """Film some test episodes and draw the action fan."""
+    make_env = make_env_factory(env, render=True)
+    picture_action_fan(policy, make_env, config.start_seed, folder / "action_fan.png", config.max_steps)
+    written = "action_fan.png"
+    if video_episodes:
+        seeds = range(config.start_seed, config.start_seed + video_episodes)
+        with console.status(f"filming {video_episodes} episodes"):
+            film_rollouts(policy, make_env, seeds, folder / "rollouts.mp4", max_steps=config.max_steps, fps=env.fps)
+        written += ", rollouts.mp4"
+    console.print(f"pictures {folder}: {written}", highlight=False)
+
+
+def load_task_env(task: str, folder: Path) -> EnvConfig:
+    """Read the environment of a task from its configuration file.
+
+    Args:
+        task: name of the task.
+        folder: folder of the task files.
+
+    Raises:
+        ConfigurationError: there is no such task.
+    """
+    path = folder / f"{task}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        raise ConfigurationError(f"task={task} does not exist: expected one of {', '.join(known)}.")
+    return parse_config(EnvConfig, OmegaConf.load(path).env, "task.env")
+
+
+def _checkpoint_env(policy: Policy, folder: Path) -> EnvConfig:
+    if "env" not in policy.metadata:
+        raise CheckpointError(f"{folder} does not say which task it was trained for: give task=<name>.")
+    return parse_config(EnvConfig, policy.metadata["env"], "metadata.env")
+
+
+def _default_output(ckpt: str, folder: Path) -> Path:
+    """Return eval/ in the run's folder, or in the checkpoint's folder if that was given, or here for the Hub."""
+    if ckpt.startswith("hf://"):
+        return Path("eval") / ckpt.removeprefix("hf://").replace("/", "_")
+    given = Path(ckpt)
+    return given / "eval" if given.is_dir() else folder / "eval"

@@ -1,0 +1,214 @@
+"""Closed-loop evaluation by Diffusion Policy's protocol: seeded episodes, the highest reward of each counts."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.evaluation.chunked_episode import ChunkedEpisode
+from drift_policy.evaluation.statistics import Interval, mean_interval, success_interval
+from drift_policy.policy import Policy
+
+MakeEnv = Callable[[], gym.Env[Any, Any]]
+
+
+@dataclass
+class EvaluationConfig:
+    """Which episodes are rolled out, and how. The defaults are Diffusion Policy's test protocol for Push-T."""
+
+    n_episodes: int = 50  # episodes, one seed each
+    start_seed: int = 100000  # seed of the first episode; the others follow one by one
+    max_steps: int = 300  # environment steps after which an episode ends
+    n_envs: int = 10  # environments that run side by side; changes speed, never results
+    asynchronous: bool = False  # one process for each environment: worth it where stepping or rendering is slow
+    decision_batch_size: int = 1  # observations in one forward pass; above 1, rounding may differ between batches
+    policy_seed: int = 0  # seed of the policy's noise, together with the episode's seed
+    noise_scale: float | None = None  # factor on the policy's noise; null takes the checkpoint's own
+
+    def __post_init__(self) -> None:
+        for name in ("n_episodes", "max_steps", "n_envs", "decision_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"evaluation.{name} must be at least 1, but is {getattr(self, name)}.")
+        if self.start_seed < 0 or self.policy_seed < 0:
+            raise ConfigurationError("evaluation.start_seed and evaluation.policy_seed must not be negative.")
+        if self.noise_scale is not None and self.noise_scale < 0:
+            raise ConfigurationError(f"evaluation.noise_scale must not be negative, but is {self.noise_scale}.")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What one episode gave."""
+
+    seed: int
+    score: float  # highest reward
+    success: bool
+    steps: int
+
+
+@dataclass(frozen=True)
+class RolloutResult:
+    """All episodes of an evaluation and the time of every decision."""
+
+    episodes: list[Episode]
+    latency_ms: list[float] = field(repr=False)  # predict_action, one entry for each forward pass
+    wall_s: float
+
+    @property
+    def score(self) -> Interval:
+        """Mean highest reward."""
+        return mean_interval([episode.score for episode in self.episodes])
+
+    @property
+    def success(self) -> Interval:
+        """Success rate."""
+        return success_interval([episode.success for episode in self.episodes])
+
+    def latency(self, percentile: float) -> float:
+        """Return a percentile of the decision time in milliseconds."""
+        return float(np.percentile(self.latency_ms, percentile))
+
+
+@dataclass
+class _Slot:
+    """One environment of the vector and the episode it is playing."""
+
+    index: int
+    seed: int
+    generator: torch.Generator
+
+
+def rollout(
+    policy: Policy,
+    make_env: MakeEnv,
+    config: EvaluationConfig,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> RolloutResult:
+    """Play the configured episodes and return their scores in the order of their seeds.
+
+    A finished environment takes the next seed at once. Every episode has its own noise generator, so the
+    results do not depend on `n_envs`.
+
+    Args:
+        policy: in evaluation mode.
+        make_env: makes one environment; called in the worker process with `asynchronous`.
+        config: which episodes.
+        on_episode: called after each episode, for progress displays.
+
+    Raises:
+        CheckpointError: the policy's observation or action sizes are not the environment's.
+    """
+    n_envs = min(config.n_envs, config.n_episodes)
+    started = time.perf_counter()
+    episodes: list[Episode] = []
+    latency_ms: list[float] = []
+    with _vector_env(policy, make_env, config, n_envs) as envs:
+        check_spaces(policy, envs)
+        seeds = iter(range(config.start_seed, config.start_seed + config.n_episodes))
+        active = [_new_slot(index, seed, config) for index, seed in zip(range(n_envs), seeds, strict=False)]
+        observation, _ = envs.reset(seed=[slot.seed for slot in active])  # type: ignore[arg-type]  # lists are allowed
+        actions = np.asarray(envs.action_space.sample())  # shape and type; every row is overwritten before use
+        while active:
+            _decide(policy, observation, active, actions, config, latency_ms)
+            observation, _, _, _, info = envs.step(actions)
+            ended = [slot for slot in active if info["episode_over"][slot.index]]
+            for slot in ended:
+                episodes.append(_finished_episode(slot, info))
+                if on_episode is not None:
+                    on_episode(episodes[-1])
+            refilled = [_new_slot(slot.index, seed, config) for slot, seed in zip(ended, seeds, strict=False)]
+            if refilled:
+                observation = _reset_slots(envs, refilled)
+            active = [slot for slot in active if slot not in ended] + refilled
+    episodes.sort(key=lambda episode: episode.seed)
+    return RolloutResult(episodes, latency_ms, time.perf_counter() - started)
+
+
+@contextmanager
+def _vector_env(policy: Policy, make_env: MakeEnv, config: EvaluationConfig, n_envs: int) -> Iterator[VectorEnv]:
+    def make_chunked() -> ChunkedEpisode:
+        return ChunkedEpisode(make_env(), policy.n_obs_steps, policy.n_action_steps, config.max_steps)
+
+    envs: VectorEnv
+    if config.asynchronous:
+        # Processes are spawned, because a forked process inherits locked threads and rendering contexts.
+        envs = AsyncVectorEnv([make_chunked] * n_envs, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+    else:
+        envs = SyncVectorEnv([make_chunked] * n_envs, autoreset_mode=AutoresetMode.DISABLED)
+    try:
+        yield envs
+    finally:
+        envs.close()
+
+
+def check_spaces(policy: Policy, envs: VectorEnv) -> None:
+    """Require that the policy sees and commands exactly what the (chunked) environment shows and takes."""
+    action_dim = envs.single_action_space.shape[-1]  # type: ignore[index]
+    if policy.action_dim != action_dim:
+        raise CheckpointError(
+            f"The policy commands {policy.action_dim} numbers, but the environment takes {action_dim}: "
+            "the checkpoint belongs to another task."
+        )
+    shown = {key: list(box.shape[1:]) for key, box in envs.single_observation_space.items()}  # type: ignore[attr-defined]
+    for key, spec in policy.config.observations.items():
+        if shown.get(key) != spec.shape:
+            raise CheckpointError(
+                f"The policy observes {key!r} with shape {spec.shape}, but the environment shows {shown}: "
+                "the checkpoint belongs to another task."
+            )
+
+
+def _new_slot(index: int, seed: int, config: EvaluationConfig) -> _Slot:
+    state = np.random.SeedSequence([config.policy_seed, seed]).generate_state(1, np.uint64)[0]
+    return _Slot(index, seed, torch.Generator().manual_seed(int(state)))
+
+
+def _decide(
+    policy: Policy,
+    observation: dict[str, np.ndarray],
+    active: list[_Slot],
+    actions: np.ndarray,
+    config: EvaluationConfig,
+    latency_ms: list[float],
+) -> None:
+    """Write the next chunk of every active slot to `actions` [slots, Ta, Da]."""
+    shape = (1, policy.horizon, policy.action_dim)
+    for first in range(0, len(active), config.decision_batch_size):
+        slots = active[first : first + config.decision_batch_size]
+        indices = [slot.index for slot in slots]
+        noise = torch.cat([torch.randn(shape, generator=slot.generator) for slot in slots])
+        started = time.perf_counter()
+        chunk = policy.predict_action(
+            {key: observation[key][indices] for key in policy.config.observations},
+            noise=noise,
+            noise_scale=config.noise_scale,
+            # Only iterative heads draw from it; it is the first slot's, hence exact for a batch of one.
+            generator=slots[0].generator,
+        )
+        actions[indices] = chunk["action"].cpu().numpy()
+        latency_ms.append((time.perf_counter() - started) * 1000)
+
+
+def _reset_slots(envs: VectorEnv, slots: list[_Slot]) -> dict[str, np.ndarray]:
+    mask = np.zeros(envs.num_envs, dtype=np.bool_)
+    seeds: list[int | None] = [None] * envs.num_envs
+    for slot in slots:
+        mask[slot.index] = True
+        seeds[slot.index] = slot.seed
+    observation, _ = envs.reset(seed=seeds, options={"reset_mask": mask})  # type: ignore[arg-type]  # lists are allowed
+    return observation
+
+
+def _finished_episode(slot: _Slot, info: dict[str, np.ndarray]) -> Episode:
+    return Episode(
+        seed=slot.seed,
+        score=float(info["score"][slot.index]),
+        success=bool(info["success"][slot.index]),
+        steps=int(info["steps"][slot.index]),
+    )

@@ -1,0 +1,57 @@
+"""The protocol that every way of drawing an action chunk follows.
+
+Shape letters: B observations, G samples per observation, Tp predicted steps (horizon), Da action size,
+C condition size.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from drift_policy.networks import ActionNetwork
+
+Metrics = dict[str, Tensor]
+
+
+class ActionHead(nn.Module, ABC):
+    """Draws normalised action chunks from a condition, with the network it owns."""
+
+    time_conditioned: ClassVar[bool]  # whether the network is told a diffusion or flow time
+    stochastic: ClassVar[bool] = True  # whether the drawn chunk depends on the noise
+
+    def __init__(self, config: Any, network: ActionNetwork) -> None:
+        super().__init__()
+        self.config = config
+        self.network = network
+
+    @property
+    @abstractmethod
+    def num_evaluations(self) -> int:
+        """Network evaluations (NFE) that one chunk costs."""
+
+    @abstractmethod
+    def compute_loss(self, action: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the scalar training loss and detached metrics.
+
+        Args:
+            action: normalised demonstrated chunks, [B, Tp, Da].
+            condition: encoded observations, [B, C].
+        """
+
+    @abstractmethod
+    def sample(self, condition: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return normalised chunks [B, G, Tp, Da], one for each noise.
+
+        Args:
+            condition: encoded observations, [B, C].
+            noise: the starting noise, [B, G, Tp, Da].
+            generator: source of any further noise that the head draws on the way.
+        """
+
+
+def draw_noise(action: Tensor, samples: int = 1) -> Tensor:
+    """Return standard normal noise [B, samples, Tp, Da] on the device of `action` [B, Tp, Da]."""
+    batch, horizon, action_dim = action.shape
+    return torch.randn(batch, samples, horizon, action_dim, device=action.device, dtype=action.dtype)

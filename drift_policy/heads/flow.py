@@ -1,0 +1,54 @@
+"""The flow-matching head: a straight path from noise to the action chunk, followed in Euler steps."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drift_policy.errors import ConfigurationError
+from drift_policy.heads.base import ActionHead, Metrics, draw_noise
+
+# Networks embed times with sinusoids made for diffusion step numbers; [0, 1] would use only the slowest of them.
+_TIME_SCALE = 100.0
+
+
+@dataclass
+class FlowHeadConfig:
+    """Settings of the flow-matching head."""
+
+    num_inference_steps: int = 10  # Euler steps, one network evaluation each
+
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise ConfigurationError(f"head.num_inference_steps must be positive, but is {self.num_inference_steps}.")
+
+
+class FlowHead(ActionHead):
+    """Rectified flow: x_t = (1 - t) noise + t action, the network predicts the velocity action - noise."""
+
+    time_conditioned = True
+    config: FlowHeadConfig
+
+    @property
+    def num_evaluations(self) -> int:
+        """The number of Euler steps."""
+        return self.config.num_inference_steps
+
+    def compute_loss(self, action: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the mean squared error of the velocity at a uniformly drawn time."""
+        noise = draw_noise(action)
+        target = action.unsqueeze(1)
+        time = torch.rand(noise.shape[:2], device=noise.device, dtype=noise.dtype)
+        point = torch.lerp(noise, target, time[:, :, None, None])
+        velocity = self.network(sample=point, condition=condition, time=time * _TIME_SCALE)
+        loss = (velocity - (target - noise)).square().mean()
+        return loss, {"velocity_mse": loss.detach()}
+
+    def sample(self, condition: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Follow the velocity from the noise in equal Euler steps; `generator` is not used."""
+        steps = self.config.num_inference_steps
+        point = noise
+        for step in range(steps):
+            time = noise.new_full(noise.shape[:2], _TIME_SCALE * step / steps)
+            point = point + self.network(sample=point, condition=condition, time=time) / steps
+        return point

@@ -1,0 +1,247 @@
+"""The policy: normaliser, observation encoder and action head; `DriftPolicy` is the policy with the drift head.
+
+Shape letters: B observations, G samples per observation, To observation steps, Tp predicted steps (horizon),
+Ta executed steps, Da action size.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drift_policy.data.normalizer import Normalizer
+from drift_policy.encoders import ObservationEncoder
+from drift_policy.errors import ConfigurationError
+from drift_policy.heads import Metrics, head_kind
+from drift_policy.networks import build_network
+from drift_policy.policy_config import PolicyConfig
+from drift_policy.serialization import save_policy
+
+Observation = Mapping[str, Tensor | np.ndarray]
+ACTION = "action"
+
+
+class Policy(nn.Module):
+    """Maps the last To observations to a chunk of actions.
+
+    A prediction covers Tp steps that begin with the first observation step; the Ta steps that are executed
+    begin with the newest observation: `action = action_pred[:, To-1 : To-1+Ta]`.
+
+    Args:
+        config: sizes, head and network.
+        metadata: facts that travel with the checkpoint (task, data set); strings and numbers only.
+    """
+
+    def __init__(self, config: PolicyConfig, metadata: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.metadata = dict(metadata or {})
+        self.horizon = config.horizon
+        self.n_obs_steps = config.n_obs_steps
+        self.n_action_steps = config.n_action_steps
+        self.action_dim = config.action_dim
+
+        sizes = {key: spec.shape[0] for key, spec in config.observations.items()}
+        self.normalizer = Normalizer(sizes | {ACTION: config.action_dim})
+        self.encoder = ObservationEncoder(config.observations, config.n_obs_steps)
+        kind = head_kind(config.head_name)
+        network = build_network(
+            config.network_name,
+            config.network,
+            horizon=config.horizon,
+            action_dim=config.action_dim,
+            condition_dim=self.encoder.output_size,
+            time_conditioned=kind.head.time_conditioned,
+        )
+        self.head = kind.head(config.head, network)
+        self.reset()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def num_evaluations(self) -> int:
+        """Network evaluations (NFE) of one decision."""
+        return self.head.num_evaluations
+
+    def set_normalizer(self, normalizer: Normalizer) -> None:
+        """Take over the maps of a fitted normaliser.
+
+        Raises:
+            ConfigurationError: its keys or sizes differ from the policy's.
+        """
+        if normalizer.sizes != self.normalizer.sizes:
+            raise ConfigurationError(
+                f"The normaliser has the sizes {normalizer.sizes}, but the policy needs {self.normalizer.sizes}."
+            )
+        self.normalizer.load_state_dict(normalizer.state_dict())
+
+    def compute_loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Metrics]:
+        """Return the scalar training loss and detached metrics.
+
+        Args:
+            batch: {"obs": {key: [B, To, ...]} or the array itself for a policy with one key,
+                "action": [B, Tp, Da]}, in the units of the demonstrations.
+        """
+        action = self.normalizer.normalize(ACTION, batch[ACTION])
+        return self.head.compute_loss(action, self._encode(self._as_observation(batch["obs"])))
+
+    @torch.inference_mode()
+    def predict_action(
+        self,
+        obs: Observation,
+        *,
+        generator: torch.Generator | None = None,
+        noise: Tensor | np.ndarray | None = None,
+        noise_scale: float | None = None,
+    ) -> dict[str, Tensor]:
+        """Draw one action chunk for each observation.
+
+        Args:
+            obs: {key: [B, To, ...]}, tensors or arrays in the units of the demonstrations, oldest step first.
+            generator: source of the noise, for a repeatable answer.
+            noise: the noise itself, [B, Tp, Da], standard normal; excludes `generator` for one-step heads.
+            noise_scale: factor on the noise; 0.0 gives the most typical chunk. Default: the configuration's.
+
+        Returns:
+            {"action": [B, Ta, Da], "action_pred": [B, Tp, Da]} in the units of the demonstrations.
+
+        Raises:
+            ValueError: a missing key, a wrong shape or a non-finite number.
+        """
+        observation = self._checked(obs)
+        batch = next(iter(observation.values())).shape[0]
+        start = self._noise(noise, (batch, 1, self.horizon, self.action_dim), generator, noise_scale)
+        chunk = self.head.sample(self._encode(observation), start, generator).squeeze(1)
+        prediction = self.normalizer.unnormalize(ACTION, chunk)
+        first = self.n_obs_steps - 1
+        return {"action": prediction[:, first : first + self.n_action_steps], "action_pred": prediction}
+
+    @torch.inference_mode()
+    def sample_actions(
+        self,
+        obs: Observation,
+        num_samples: int,
+        *,
+        generator: torch.Generator | None = None,
+        noise_scale: float | None = None,
+    ) -> Tensor:
+        """Draw `num_samples` chunks for each observation, [B, G, Tp, Da], encoding each observation once."""
+        observation = self._checked(obs)
+        batch = next(iter(observation.values())).shape[0]
+        start = self._noise(None, (batch, num_samples, self.horizon, self.action_dim), generator, noise_scale)
+        chunks = self.head.sample(self._encode(observation), start, generator)
+        return self.normalizer.unnormalize(ACTION, chunks)
+
+    def select_action(self, obs_now: Observation | Tensor | np.ndarray) -> Tensor:
+        """Return the next action [Da] for one unbatched observation {key: [...]}.
+
+        Keeps the last To observations and the rest of the current chunk; call `reset` between episodes.
+        The first observation of an episode stands for the missing earlier ones.
+        """
+        observation = self._as_observation(obs_now)
+        if not self._history:
+            self._history.extend([observation] * self.n_obs_steps)
+        else:
+            self._history.append(observation)
+        if not self._queue:
+            stacked = {
+                key: torch.stack([torch.as_tensor(past[key]) for past in self._history]).unsqueeze(0)
+                for key in self.config.observations
+            }
+            self._queue.extend(self.predict_action(stacked)["action"][0])
+        return self._queue.popleft()
+
+    def reset(self) -> None:
+        """Forget the observations and actions of the current episode."""
+        self._history: deque[Observation] = deque(maxlen=self.n_obs_steps)
+        self._queue: deque[Tensor] = deque()
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write config.json and model.safetensors (the normaliser inside) and return the folder."""
+        return save_policy(self, folder)
+
+    def _encode(self, observation: Mapping[str, Tensor]) -> Tensor:
+        normalized = {key: self.normalizer.normalize(key, observation[key]) for key in self.config.observations}
+        encoded: Tensor = self.encoder(normalized)
+        return encoded
+
+    def _as_observation(self, obs: Any) -> Mapping[str, Any]:
+        """Accept the bare array of a policy that has a single observation key."""
+        if isinstance(obs, Mapping):
+            return obs
+        if len(self.config.observations) > 1:
+            raise ValueError(f"obs must be a dictionary with the keys {list(self.config.observations)}.")
+        return dict.fromkeys(self.config.observations, obs)
+
+    def _checked(self, obs: Observation) -> dict[str, Tensor]:
+        """Move the observation to the policy's device and check keys, shapes and finiteness."""
+        given = self._as_observation(obs)
+        checked: dict[str, Tensor] = {}
+        batch: int | None = None
+        for key, spec in self.config.observations.items():
+            if key not in given:
+                raise ValueError(f"obs lacks the key {key!r}: it has {sorted(given)}.")
+            value = torch.as_tensor(given[key]).to(self.device, self.dtype)
+            expected = (self.n_obs_steps, *spec.shape)
+            if value.ndim != len(expected) + 1 or tuple(value.shape[1:]) != expected:
+                raise ValueError(
+                    f"obs[{key!r}] must have shape [B, {', '.join(map(str, expected))}] (batch, observation steps, "
+                    f"numbers), but has {list(value.shape)}."
+                )
+            if batch is not None and value.shape[0] != batch:
+                raise ValueError(f"obs[{key!r}] has batch size {value.shape[0]}, but another key has {batch}.")
+            if value.is_cpu and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"obs[{key!r}] holds NaN or infinity: a sensor value is missing.")
+            batch = value.shape[0]
+            checked[key] = value
+        return checked
+
+    def _noise(
+        self,
+        noise: Tensor | np.ndarray | None,
+        shape: tuple[int, int, int, int],
+        generator: torch.Generator | None,
+        noise_scale: float | None,
+    ) -> Tensor:
+        """Return scaled noise [B, G, Tp, Da] on the policy's device."""
+        scale = self.config.noise_scale if noise_scale is None else noise_scale
+        if noise is not None:
+            given = torch.as_tensor(noise).to(self.device, self.dtype)
+            if tuple(given.shape) != (shape[0], *shape[2:]):
+                raise ValueError(f"noise must have shape {[shape[0], *shape[2:]]}, but has {list(given.shape)}.")
+            return given.unsqueeze(1) * scale
+        source = self.device if generator is None else generator.device
+        drawn = torch.randn(shape, generator=generator, device=source, dtype=self.dtype)
+        return drawn.to(self.device) * scale
+
+
+class DriftPolicy(Policy):
+    """One-step policy: a generator trained with the drifting loss maps noise and observations to actions.
+
+    Raises:
+        ConfigurationError: the configuration names another head.
+    """
+
+    def __init__(self, config: PolicyConfig, metadata: Mapping[str, Any] | None = None) -> None:
+        if config.head_name != "drift":
+            raise ConfigurationError(
+                f"DriftPolicy has the head 'drift', but the configuration says {config.head_name!r}."
+            )
+        super().__init__(config, metadata)
+
+
+def build_policy(config: PolicyConfig, metadata: Mapping[str, Any] | None = None) -> Policy:
+    """Return a `DriftPolicy` for the drift head and a plain `Policy` for every other head."""
+    return (DriftPolicy if config.head_name == "drift" else Policy)(config, metadata)

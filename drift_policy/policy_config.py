@@ -1,0 +1,95 @@
+"""The configuration of a policy, and its conversion from and to JSON-ready mappings."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from drift_policy.config import parse_choice, parse_config
+from drift_policy.encoders import ObservationSpec
+from drift_policy.errors import ConfigurationError
+from drift_policy.heads import head_kind
+from drift_policy.heads.drift import DriftHeadConfig
+from drift_policy.networks import network_kind
+from drift_policy.networks.mlp import MlpConfig
+
+
+@dataclass
+class PolicyConfig:
+    """Everything that rebuilds a policy: sizes, head and network. The defaults are those of Push-T."""
+
+    action_dim: int  # Da: numbers in one action
+    observations: dict[str, ObservationSpec]  # what an observation consists of
+    horizon: int = 16  # Tp: steps of a predicted chunk, the first observation step included
+    n_obs_steps: int = 2  # To: observations that a decision sees
+    n_action_steps: int = 8  # Ta: steps of a chunk that are executed before the next decision
+    noise_scale: float = 1.0  # factor on the noise at test time; training always uses 1
+    head_name: str = "drift"  # how a chunk is drawn, a key of drift_policy.heads.HEADS
+    head: Any = field(default_factory=DriftHeadConfig)  # settings of that head
+    network_name: str = "mlp"  # the generator, a key of drift_policy.networks.NETWORKS
+    network: Any = field(default_factory=MlpConfig)  # settings of that network
+
+    def __post_init__(self) -> None:
+        for name in ("action_dim", "horizon", "n_obs_steps", "n_action_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"policy.{name} must be at least 1, but is {getattr(self, name)}.")
+        last = self.n_obs_steps - 1 + self.n_action_steps
+        if last > self.horizon:
+            raise ConfigurationError(
+                f"A chunk of horizon {self.horizon} ends before its executed steps: n_obs_steps - 1 + n_action_steps "
+                f"= {last}. Choose horizon >= {last} or fewer action steps."
+            )
+        if not self.observations:
+            raise ConfigurationError("policy.observations is empty: a policy needs at least one observation key.")
+        if self.noise_scale < 0:
+            raise ConfigurationError(f"policy.noise_scale must not be negative, but is {self.noise_scale}.")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the configuration as JSON-ready values; the inverse of `policy_config_from_mapping`."""
+        values = asdict(self)
+        for part in ("head", "network"):
+            values[part] = {"name": values.pop(f"{part}_name"), **values[part]}
+        return values
+
+
+def policy_config_from_mapping(values: Mapping[str, Any]) -> PolicyConfig:
+    """Return the policy configuration that `values` describe.
+
+    Args:
+        values: the fields of `PolicyConfig`; "head" and "network" are mappings with a "name" and settings.
+
+    Raises:
+        ConfigurationError: an unknown or missing key, an unknown name, a value that does not fit.
+    """
+    settings = dict(values)
+    head_name, head = parse_choice(settings.pop("head", {}), "policy.head")
+    network_name, network = parse_choice(settings.pop("network", {}), "policy.network")
+    known = PolicyConfig.__dataclass_fields__.keys() - {"head", "head_name", "network", "network_name"}
+    unknown = sorted(settings.keys() - known)
+    if unknown:
+        raise ConfigurationError(f"policy.{unknown[0]} does not exist; expected some of {', '.join(sorted(known))}.")
+    missing = sorted({"action_dim", "observations"} - settings.keys())
+    if missing:
+        raise ConfigurationError(f"policy.{missing[0]} has no value.")
+    observations = {
+        key: parse_config(ObservationSpec, spec, f"policy.observations.{key}")
+        for key, spec in settings.pop("observations").items()
+    }
+    return PolicyConfig(
+        observations=observations,
+        head_name=head_name,
+        head=parse_config(head_kind(head_name).config, head, "policy.head"),
+        network_name=network_name,
+        network=parse_config(network_kind(network_name).config, network, "policy.network"),
+        **_typed(settings),
+    )
+
+
+def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the plain numbers of a policy configuration."""
+    typed: dict[str, Any] = {}
+    for key, value in settings.items():
+        number = (int, float) if key == "noise_scale" else (int,)
+        if isinstance(value, bool) or not isinstance(value, number):
+            raise ConfigurationError(f"policy.{key} must be a number, but is {value!r}.")
+        typed[key] = value
+    return typed

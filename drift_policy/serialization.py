@@ -1,0 +1,131 @@
+"""Policies on disk: config.json and model.safetensors. Nothing that is loaded is ever executed."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.policy_config import policy_config_from_mapping
+
+if TYPE_CHECKING:
+    from drift_policy.policy import Policy
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+INDEX_FILE = "checkpoints/index.json"
+_HUB_PREFIX = "hf://"
+
+
+def save_policy(policy: "Policy", folder: str | Path) -> Path:
+    """Write `policy` to `folder` (made if absent) and return the folder."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    save_file(tensors, folder / MODEL_FILE)
+    content = {
+        "format_version": FORMAT_VERSION,
+        "policy": policy.config.to_mapping(),
+        "metadata": policy.metadata,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    return folder
+
+
+def load_policy(path: str | Path, device: str | torch.device = "cpu") -> "Policy":
+    """Return the policy stored at `path`, in evaluation mode.
+
+    Args:
+        path: a checkpoint folder (config.json and model.safetensors), a run folder (its best checkpoint by
+            rollout score, the last one if no rollout was made), or "hf://owner/name" on the Hugging Face Hub.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: the files are missing, damaged, of a newer format, or do not fit together.
+    """
+    from drift_policy.policy import build_policy
+
+    folder = resolve_checkpoint(path)
+    content = _read_config(folder / CONFIG_FILE)
+    try:
+        policy = build_policy(policy_config_from_mapping(content["policy"]), content.get("metadata"))
+    except (ConfigurationError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a policy: {error}") from error
+    policy.load_state_dict(read_tensors(folder / MODEL_FILE, policy.state_dict()))
+    return policy.to(device).eval()
+
+
+def resolve_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint folder that `path` means; see `load_policy`."""
+    if str(path).startswith(_HUB_PREFIX):
+        return _download(str(path).removeprefix(_HUB_PREFIX))
+    folder = Path(path)
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    if (folder / INDEX_FILE).is_file():
+        index = json.loads((folder / INDEX_FILE).read_text())
+        return folder / "checkpoints" / (index["best"] or index["last"])
+    what = "holds no config.json and no checkpoints/index.json" if folder.is_dir() else "does not exist"
+    raise CheckpointError(
+        f"{folder} {what}. Give a run folder (runs/<task>/<name>), a checkpoint folder inside it, or hf://owner/name."
+    )
+
+
+def read_tensors(path: Path, expected: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Read a safetensors file that must hold exactly the tensors of `expected`, with finite numbers.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or a tensor is missing, extra or of another shape.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: copy the whole checkpoint folder.")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): copy or download it again.") from error
+    differing = sorted(expected.keys() ^ tensors.keys())
+    if differing:
+        where = "lacks" if differing[0] in expected else "has the unknown tensor"
+        raise CheckpointError(
+            f"{path} {where} {differing[0]} ({len(differing)} names differ): it is of another policy."
+        )
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {list(tensor.shape)}, but config.json asks for {list(expected[name].shape)}."
+            )
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity; the training that wrote it diverged.")
+    return tensors
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not valid JSON ({error}): copy or download it again.") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION or not isinstance(content.get("policy"), dict):
+        raise CheckpointError(
+            f"{path} has format version {version!r}, but this release of drift-policy reads version {FORMAT_VERSION}. "
+            "Update the package, or export the checkpoint with the release that wrote it."
+        )
+    return content
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise CheckpointError(
+            "Loading from the Hugging Face Hub needs huggingface_hub: pip install 'drift-policy[hub]'."
+        ) from error
+    try:
+        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, MODEL_FILE]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(f"hf://{name} could not be read from the Hugging Face Hub: {error}") from error

@@ -1,0 +1,171 @@
+"""A task: where its demonstrations are, what a policy observes of them, and the environment that scores it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from drift_policy.data.dataset import Column, WindowDataset
+from drift_policy.data.readers.zarr import read_zarr
+from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.data.sources import DatasetSource, ResolvedData, resolve
+from drift_policy.encoders import ObservationSpec
+from drift_policy.errors import ConfigurationError
+
+
+@dataclass
+class DatasetConfig:
+    """Where demonstrations come from; see drift_policy.data.sources for the order of the places."""
+
+    name: str  # how messages call the data set
+    relative_path: str  # inside the folder DRIFT_POLICY_DATA or the cache
+    url: str | None = None  # archive to download
+    sha256: str | None = None  # content check of the download
+    expected_episodes: int | None = None  # content check of the data set
+    expected_steps: int | None = None  # content check of the data set
+    bundled: str | None = None  # demonstrations in the repository, used when nothing else is found
+    memory_map: bool = False  # keep the data on disk instead of in memory
+
+
+@dataclass
+class ColumnConfig:
+    """Numbers of a data column: [:, start:stop] of each step, flattened."""
+
+    name: str  # column under data/ in the replay buffer
+    start: int | None = None  # first number
+    stop: int | None = None  # one after the last number
+
+
+@dataclass
+class ObservationConfig:
+    """One observation key: which columns make it up."""
+
+    columns: list[ColumnConfig]  # their numbers are concatenated
+    kind: str = "state"  # which encoder reads it
+
+
+@dataclass
+class EnvConfig:
+    """The Gymnasium environment of a task."""
+
+    id: str  # as gymnasium.make takes it, "module:namespace/Name-v0"
+    kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of gymnasium.make
+    fps: int = 10  # control rate in environment steps per second, used for films
+
+
+@dataclass
+class TaskConfig:
+    """Everything that is particular to a task."""
+
+    name: str  # also the folder of its runs
+    dataset: DatasetConfig  # demonstrations
+    observations: dict[str, ObservationConfig]  # what a policy sees
+    action: list[ColumnConfig]  # what a policy commands
+    env: EnvConfig  # where a policy is scored
+    score_name: str = "score"  # what the highest reward of an episode measures
+    action_space: str = "absolute"  # meaning of the action numbers, carried in every checkpoint
+    horizon: int = 16  # default Tp
+    n_obs_steps: int = 2  # default To
+    n_action_steps: int = 8  # default Ta
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Loaded demonstrations and where they came from."""
+
+    buffer: ReplayBuffer
+    source: ResolvedData
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """Return what a manifest records of the data."""
+        return {
+            "name": name,
+            "origin": self.source.origin,
+            "episodes": self.buffer.n_episodes,
+            "steps": self.buffer.n_steps,
+            "sha256": self.buffer.content_hash(),
+        }
+
+
+def load_demonstrations(
+    task: TaskConfig, path: str | None, allow_download: bool, report: Callable[[str], None]
+) -> Demonstrations:
+    """Find and read the demonstrations of a task, saying on the way where they come from.
+
+    Raises:
+        DataError: they are nowhere to be found, or damaged.
+    """
+    dataset = task.dataset
+    source = DatasetSource(
+        name=dataset.name,
+        relative_path=dataset.relative_path,
+        url=dataset.url,
+        sha256=dataset.sha256,
+        expected_episodes=dataset.expected_episodes,
+        expected_steps=dataset.expected_steps,
+        bundled=dataset.bundled,
+    )
+    resolved = resolve(source, path, allow_download=allow_download, report=report)
+    columns = {column.name for observation in task.observations.values() for column in observation.columns}
+    columns |= {column.name for column in task.action}
+    buffer = read_zarr(resolved.path, sorted(columns), memory_map=dataset.memory_map)
+    return Demonstrations(buffer, resolved)
+
+
+def make_windows(
+    task: TaskConfig,
+    buffer: ReplayBuffer,
+    episode_mask: NDArray[np.bool_],
+    *,
+    horizon: int,
+    n_obs_steps: int,
+    n_action_steps: int,
+) -> WindowDataset:
+    """Cut the episodes of `episode_mask` into the windows that a policy of these sizes trains on."""
+    return WindowDataset(
+        buffer,
+        {key: _columns(observation.columns) for key, observation in task.observations.items()},
+        _columns(task.action),
+        horizon=horizon,
+        n_obs_steps=n_obs_steps,
+        n_action_steps=n_action_steps,
+        episode_mask=episode_mask,
+    )
+
+
+def observation_specs(task: TaskConfig, windows: WindowDataset) -> dict[str, ObservationSpec]:
+    """Return what a policy is told about its observations: the kinds of the task, the shapes of the data."""
+    sample = windows.batch(np.zeros(1, dtype=np.int64))["obs"]
+    return {
+        key: ObservationSpec(kind=observation.kind, shape=list(sample[key].shape[2:]))
+        for key, observation in task.observations.items()
+    }
+
+
+def make_env_factory(env: EnvConfig, render: bool = False) -> Callable[[], gym.Env[Any, Any]]:
+    """Return a function, which processes can exchange, that makes the environment of a task.
+
+    Raises:
+        ConfigurationError: Gymnasium does not know the environment, or a package it needs is missing.
+    """
+    kwargs = dict(env.kwargs) | ({"render_mode": "rgb_array"} if render else {})
+    module, _, name = env.id.rpartition(":")
+    try:
+        if module:
+            import_module(module)  # registers the environment
+        gym.spec(name)
+    except (gym.error.Error, ImportError) as error:
+        raise ConfigurationError(
+            f"The environment {env.id!r} cannot be made: {error}. Run from the repository root and install the "
+            "simulators: pip install -e '.[sim]'."
+        ) from error
+    return partial(gym.make, env.id, disable_env_checker=True, **kwargs)
+
+
+def _columns(configs: list[ColumnConfig]) -> list[Column]:
+    return [Column(config.name, config.start, config.stop) for config in configs]

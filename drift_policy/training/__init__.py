@@ -1,0 +1,1 @@
+"""Training: the trainer, EMA, checkpoints, tracking, and the run that ties them to a task."""

@@ -1,0 +1,237 @@
+"""A training run from configuration to scored checkpoint, film and pictures."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from drift_policy.data.normalizer import Normalizer
+from drift_policy.data.windows import limit_episodes, split_validation
+from drift_policy.errors import ConfigurationError, UserError
+from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_manifest, write_artifacts
+from drift_policy.evaluation.rollout import rollout
+from drift_policy.manifest import describe_run, write_json
+from drift_policy.policy import Policy, build_policy
+from drift_policy.policy_config import policy_config_from_mapping
+from drift_policy.serialization import load_policy
+from drift_policy.task import Demonstrations, load_demonstrations, make_env_factory, make_windows, observation_specs
+from drift_policy.training.checkpoint import CheckpointStore
+from drift_policy.training.config import TrainConfig
+from drift_policy.training.curves import plot_curves
+from drift_policy.training.display import TrainingDisplay
+from drift_policy.training.interrupt import TrainingInterruptedError
+from drift_policy.training.tracking import make_trackers
+from drift_policy.training.trainer import Evaluate, Trainer, TrainingData
+
+SCRIPT = "train_policy.py"
+_CONFIG_FILE = "config.yaml"
+# Settings that may change between the parts of a resumed run, because they do not change its course.
+_FREE_SETTINGS = ("resume", "logger", "video_episodes", "evaluation", "allow_download", "data_path", "output")
+
+
+def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Path:
+    """Train, evaluate and film a policy; return the folder of the run.
+
+    Args:
+        config: the whole configuration.
+        overrides: the command-line arguments, recorded in the manifest and in the resume command.
+        console: where to report.
+
+    Raises:
+        UserError: anything the user has to change; nothing already written is lost.
+    """
+    run_dir = Path(config.output) / config.task.name / config.name
+    device = choose_device(config.device)
+    if config.trainer.num_threads is not None:
+        torch.set_num_threads(config.trainer.num_threads)
+    make_env = make_env_factory(config.task.env)  # before hours of training, not after
+    store = CheckpointStore(run_dir, config.trainer.keep_best)
+    _prepare_folder(run_dir, config, store, overrides)
+
+    console.print(f"run      {run_dir}", highlight=False)
+    demonstrations = load_demonstrations(
+        config.task, config.data_path, config.allow_download, partial(console.print, highlight=False)
+    )
+    console.print(f"data     {demonstrations.buffer.summary()}", highlight=False)
+    torch.manual_seed(config.seed)
+    policy, data = build_policy_and_data(config, demonstrations, device)
+    console.print(f"policy   {_describe_policy(policy)} on {device}", highlight=False)
+
+    trainer = Trainer(
+        policy,
+        data,
+        config.trainer,
+        store=store,
+        trackers=[],
+        display=TrainingDisplay(config.trainer.num_steps, console),
+        evaluate=_make_evaluate(config, make_env) if config.trainer.rollout_every else None,
+        seed=config.seed,
+    )
+    if config.resume:
+        trainer.resume()
+        console.print(f"resume   from step {trainer.state.step}", highlight=False)
+    settings = {**_comparable(config), "data": demonstrations.describe(config.task.dataset.name)}
+    trainer.trackers = make_trackers(config.logger, run_dir, settings, trainer.state.step)
+    try:
+        trainer.run()
+    except TrainingInterruptedError:
+        raise UserError(_resume_hint(trainer.state.step, overrides)) from None
+
+    facts = {
+        **describe_run(SCRIPT, overrides),
+        "task": config.task.name,
+        "data": demonstrations.describe(config.task.dataset.name),
+        "train_windows": len(data.train),
+        "training": {
+            "steps": trainer.state.step,
+            "seconds": trainer.state.training_s,
+            "samples_per_s": trainer.state.step * config.trainer.batch_size / max(trainer.state.training_s, 1e-9),
+            "checkpoints": [asdict(entry) for entry in trainer.state.best],
+        },
+        "policy": {**policy.config.to_mapping(), "parameters": _num_parameters(policy)},
+        "config": _comparable(config),
+        "seed": config.seed,
+    }
+    _finish(config, run_dir, facts, trainer, console)
+    return run_dir
+
+
+def build_policy_and_data(
+    config: TrainConfig, demonstrations: Demonstrations, device: torch.device
+) -> tuple[Policy, TrainingData]:
+    """Build the policy that fits the demonstrations, its normaliser set, and the windows it trains on."""
+    buffer, trainer = demonstrations.buffer, config.trainer
+    held_out = split_validation(buffer.n_episodes, trainer.val_ratio)
+    training = limit_episodes(~held_out, trainer.max_train_episodes)
+    sizes = {
+        name: config.policy.get(name, getattr(config.task, name))
+        for name in ("horizon", "n_obs_steps", "n_action_steps")
+    }
+    train_set = make_windows(config.task, buffer, training, **sizes)
+    stats = train_set.stats_arrays()
+    policy_config = policy_config_from_mapping(
+        {
+            **config.policy,
+            **sizes,
+            "action_dim": stats["action"].shape[1],
+            "observations": {key: asdict(spec) for key, spec in observation_specs(config.task, train_set).items()},
+        }
+    )
+    metadata = {
+        "task": config.task.name,
+        "env": asdict(config.task.env),
+        "score_name": config.task.score_name,
+        "action_space": config.task.action_space,
+        "data": demonstrations.describe(config.task.dataset.name),
+    }
+    policy = build_policy(policy_config, metadata)
+    policy.set_normalizer(Normalizer.fit(stats))
+    validation_set = make_windows(config.task, buffer, held_out, **sizes).to(device) if held_out.any() else None
+    return policy.to(device), TrainingData(train_set.to(device), validation_set)
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" is a GPU where there is one.
+
+    Raises:
+        ConfigurationError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"device={name} cannot be used: {str(error).splitlines()[0]} Try device=auto."
+        ) from error
+    return device
+
+
+def _make_evaluate(config: TrainConfig, make_env: Any) -> Evaluate:
+    return lambda policy, on_episode: rollout(policy, make_env, config.rollout, on_episode)
+
+
+def _prepare_folder(run_dir: Path, config: TrainConfig, store: CheckpointStore, overrides: Sequence[str]) -> None:
+    """Make the run's folder, or check that the one to resume is of the same configuration."""
+    stored = run_dir / _CONFIG_FILE
+    if config.resume:
+        if not store.has_last():
+            raise UserError(f"There is nothing to resume in {run_dir}: leave out resume=true, or check name=.")
+        before = OmegaConf.to_container(OmegaConf.load(stored))
+        changed = _differences(before, _comparable(config))
+        if changed:
+            raise ConfigurationError(
+                f"The run in {run_dir} was started with other settings for {', '.join(changed)}. Resume it with the "
+                "settings it has, or start a new run with another name=."
+            )
+        return
+    if stored.exists():
+        raise UserError(
+            f"{run_dir} already holds a run. Go on with it: {_command(overrides, 'resume=true')} . "
+            "Or give the new run another name: name=... ."
+        )
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(_comparable(config)), stored)
+    except OSError as error:
+        raise UserError(
+            f"The folder {run_dir} cannot be written ({error}): choose another with output=... ."
+        ) from error
+
+
+def _comparable(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that determine the course of a run."""
+    return {key: value for key, value in asdict(config).items() if key not in _FREE_SETTINGS}
+
+
+def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            name
+            for key in dict.fromkeys([*before, *now])
+            for name in _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [] if before == now else [prefix]
+
+
+def _command(overrides: Sequence[str], extra: str) -> str:
+    kept = [override for override in overrides if not override.startswith("resume=")]
+    return shlex.join(["python", SCRIPT, *kept, extra])
+
+
+def _resume_hint(step: int, overrides: Sequence[str]) -> str:
+    return f"Stopped at step {step}; everything is saved. Go on with: {_command(overrides, 'resume=true')}"
+
+
+def _describe_policy(policy: Policy) -> str:
+    config = policy.config
+    return (
+        f"{config.head_name} head, {config.network_name}, {_num_parameters(policy) / 1e6:.2f} M parameters, "
+        f"{policy.num_evaluations} network evaluation(s) a decision"
+    )
+
+
+def _num_parameters(policy: Policy) -> int:
+    return sum(parameter.numel() for parameter in policy.parameters())
+
+
+def _finish(config: TrainConfig, run_dir: Path, facts: dict[str, Any], trainer: Trainer, console: Console) -> None:
+    """Evaluate the best checkpoint, write the manifest, then draw and film it."""
+    plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", f"{config.task.name}/{config.name}")
+    policy = load_policy(run_dir, trainer.policy.device)
+    result = evaluate_checkpoint(policy, config.task.env, config.evaluation, console)
+    evaluation = evaluation_manifest(policy, result, config.evaluation)
+    write_json(run_dir / "manifest.json", {**facts, "evaluation": evaluation})
+    write_artifacts(policy, config.task.env, config.evaluation, run_dir, config.video_episodes, console)
+    for tracker in trainer.trackers:
+        if config.video_episodes:
+            tracker.log_video(trainer.state.step, run_dir / "rollouts.mp4")
+        tracker.finish()
+    console.print(f"written  {run_dir}: manifest.json, metrics.csv, curves.png, checkpoints/", highlight=False)

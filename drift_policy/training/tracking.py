@@ -1,0 +1,140 @@
+"""Where metrics go: a CSV file always, Weights & Biases or TensorBoard besides it."""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from drift_policy.errors import ConfigurationError
+from drift_policy.training.config import LoggerConfig
+
+STEP = "step"
+
+
+class Tracker(Protocol):
+    """Receives the metrics of a run."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record `metrics` of an optimiser step."""
+
+    def log_video(self, step: int, path: Path) -> None:
+        """Record a film."""
+
+    def finish(self) -> None:
+        """Write what is still pending."""
+
+
+class CsvTracker:
+    """Writes one row per logged step; a metric that appears later adds its column to the whole file.
+
+    Args:
+        path: the file.
+        resume_step: keep the rows of an earlier part of the run up to this step, 0 to start again.
+    """
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
+        if resume_step and path.is_file():
+            with path.open(newline="") as file:
+                self._rows = [row for row in csv.DictReader(file) if int(row[STEP]) <= resume_step]
+        self._columns = [STEP]
+        self._rewrite()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a row, or fill in the last one if it is of the same step."""
+        if self._rows and int(self._rows[-1][STEP]) == step:
+            self._rows[-1].update(metrics)
+            self._rewrite()
+            return
+        row = {STEP: step, **metrics}
+        self._rows.append(row)
+        if set(row) <= set(self._columns):
+            with self._path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns).writerow(row)
+        else:
+            self._rewrite()
+
+    def log_video(self, step: int, path: Path) -> None:
+        """A CSV file holds no films; they lie beside it."""
+
+    def finish(self) -> None:
+        """Every row is on disk already."""
+
+    def _rewrite(self) -> None:
+        self._columns = list(dict.fromkeys([STEP, *(key for row in self._rows for key in row)]))
+        temporary = self._path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+        os.replace(temporary, self._path)
+
+
+class WandbTracker:
+    """Logs to Weights & Biases: online for a user who is logged in, offline otherwise."""
+
+    def __init__(self, config: LoggerConfig, run_dir: Path, settings: dict[str, Any], resume_step: int = 0) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigurationError("logger=wandb needs the package wandb: pip install wandb.") from error
+
+        self._wandb = wandb
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        self._run = wandb.init(
+            project=config.project,
+            name=run_dir.name,
+            id=f"{run_dir.parent.name}-{run_dir.name}",
+            resume="allow" if resume_step else None,
+            dir=str(run_dir),
+            config=settings,
+            mode=mode,  # type: ignore[arg-type]
+        )
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Send the metrics of a step."""
+        self._run.log(metrics, step=step)
+
+    def log_video(self, step: int, path: Path) -> None:
+        """Send a film by its path."""
+        self._run.log({"rollouts": self._wandb.Video(str(path), format="mp4")}, step=step)
+
+    def finish(self) -> None:
+        """Close the run."""
+        self._run.finish()
+
+
+class TensorboardTracker:
+    """Writes TensorBoard event files below <run>/tensorboard."""
+
+    def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigurationError("logger=tensorboard needs the package: pip install tensorboard.") from error
+
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step or None)
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write the metrics of a step."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def log_video(self, step: int, path: Path) -> None:
+        """Note where the film lies: event files would need it decoded."""
+        self._writer.add_text("rollouts", str(path.name), step)
+
+    def finish(self) -> None:
+        """Flush and close the event file."""
+        self._writer.close()
+
+
+def make_trackers(config: LoggerConfig, run_dir: Path, settings: dict[str, Any], resume_step: int) -> list[Tracker]:
+    """Return the CSV tracker and the one the configuration asks for."""
+    trackers: list[Tracker] = [CsvTracker(run_dir / "metrics.csv", resume_step)]
+    if config.name == "wandb":
+        trackers.append(WandbTracker(config, run_dir, settings, resume_step))
+    elif config.name == "tensorboard":
+        trackers.append(TensorboardTracker(run_dir, resume_step))
+    return trackers

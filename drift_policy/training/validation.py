@@ -1,0 +1,45 @@
+"""The action error on held-out windows: what to watch while training, since the drift loss says nothing."""
+
+import numpy as np
+import torch
+
+from drift_policy.data.dataset import WindowDataset
+from drift_policy.heads.drift import sample_spread
+from drift_policy.policy import ACTION, Policy
+
+_SAMPLES = 4
+
+
+class Validation:
+    """Measures a policy on a fixed, evenly spaced subset of held-out windows.
+
+    Args:
+        windows: the held-out windows, on the policy's device.
+        limit: how many of them to use at most.
+    """
+
+    def __init__(self, windows: WindowDataset, limit: int) -> None:
+        count = min(limit, len(windows))
+        self._batch = windows.batch(np.linspace(0, len(windows) - 1, count).round().astype(np.int64))
+
+    @torch.inference_mode()
+    def measure(self, policy: Policy) -> dict[str, float]:
+        """Return errors of the normalised chunk.
+
+        "val/action_mse" is the error of single samples, "val/typical_mse" that of the chunk without noise,
+        "val/spread" the standard deviation between the samples of an observation, "val/action_error" the
+        root mean squared error of samples in the units of the demonstrations.
+        """
+        action = self._batch[ACTION]
+        # Its own generator: measuring must not change the course of the training.
+        samples = policy.sample_actions(
+            self._batch["obs"], _SAMPLES, generator=torch.Generator().manual_seed(0), noise_scale=1.0
+        )
+        metrics = {"val/action_error": (samples - action.unsqueeze(1)).square().mean().sqrt()}
+        normalize = policy.normalizer.normalize
+        target, drawn = normalize(ACTION, action).unsqueeze(1), normalize(ACTION, samples)
+        metrics |= {"val/action_mse": (drawn - target).square().mean(), "val/spread": sample_spread(drawn)}
+        if policy.num_evaluations == 1:
+            typical = policy.sample_actions(self._batch["obs"], 1, noise_scale=0.0)
+            metrics["val/typical_mse"] = (normalize(ACTION, typical) - target).square().mean()
+        return {name: float(value) for name, value in metrics.items()}

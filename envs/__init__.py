@@ -1,0 +1,8 @@
+"""Gymnasium environments for the benchmark tasks.
+
+`import envs` registers them. The simulators behind them are loaded by `gym.make`, not by this import.
+"""
+
+from gymnasium.envs.registration import register
+
+register(id="drift_policy/PushT-v0", entry_point="envs.pusht:PushTEnv", max_episode_steps=300)

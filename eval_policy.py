@@ -1,0 +1,26 @@
+"""Score a checkpoint: python eval_policy.py ckpt=runs/pusht/<name> [setting=value ...]."""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from drift_policy.cli import command_line, resolved
+from drift_policy.config import parse_config
+from drift_policy.evaluation.evaluate import EvalConfig, evaluate, load_task_env
+
+TASKS = Path(__file__).parent / "configs" / "task"
+
+
+@hydra.main(config_path="configs", config_name="eval", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Compose the configuration and evaluate."""
+    with command_line() as console:
+        config = parse_config(EvalConfig, resolved(cfg), "config")
+        env = load_task_env(config.task, TASKS) if config.task else None
+        evaluate(config, env, HydraConfig.get().overrides.task, console)
+
+
+if __name__ == "__main__":
+    main()
