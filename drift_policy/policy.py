@@ -18,11 +18,10 @@ from drift_policy.encoders import ObservationEncoder
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Metrics, head_kind
 from drift_policy.networks import build_network
-from drift_policy.policy_config import PolicyConfig
+from drift_policy.policy_config import ACTION, PolicyConfig
 from drift_policy.serialization import save_policy
 
 Observation = Mapping[str, Tensor | np.ndarray]
-ACTION = "action"
 
 
 class Policy(nn.Module):
@@ -149,23 +148,25 @@ class Policy(nn.Module):
 
         Keeps the last To observations and the rest of the current chunk; call `reset` between episodes.
         The first observation of an episode stands for the missing earlier ones.
+
+        Raises:
+            ValueError: a missing key, a wrong shape or a non-finite number.
         """
-        observation = self._as_observation(obs_now)
+        observation = self._one_step(obs_now)
         if not self._history:
             self._history.extend([observation] * self.n_obs_steps)
         else:
             self._history.append(observation)
         if not self._queue:
             stacked = {
-                key: torch.stack([torch.as_tensor(past[key]) for past in self._history]).unsqueeze(0)
-                for key in self.config.observations
+                key: torch.stack([past[key] for past in self._history]).unsqueeze(0) for key in self.config.observations
             }
             self._queue.extend(self.predict_action(stacked)["action"][0])
         return self._queue.popleft()
 
     def reset(self) -> None:
         """Forget the observations and actions of the current episode."""
-        self._history: deque[Observation] = deque(maxlen=self.n_obs_steps)
+        self._history: deque[dict[str, Tensor]] = deque(maxlen=self.n_obs_steps)
         self._queue: deque[Tensor] = deque()
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -184,6 +185,22 @@ class Policy(nn.Module):
         if len(self.config.observations) > 1:
             raise ValueError(f"obs must be a dictionary with the keys {list(self.config.observations)}.")
         return dict.fromkeys(self.config.observations, obs)
+
+    def _one_step(self, obs_now: Any) -> dict[str, Tensor]:
+        """Copy one unbatched observation to the policy's device: drivers and simulators reuse their buffers."""
+        given = self._as_observation(obs_now)
+        copied: dict[str, Tensor] = {}
+        for key, spec in self.config.observations.items():
+            if key not in given:
+                raise ValueError(f"obs lacks the key {key!r}: it has {sorted(given)}.")
+            value = torch.as_tensor(given[key]).to(self.device, self.dtype, copy=True)
+            if list(value.shape) != list(spec.shape):
+                raise ValueError(
+                    f"obs[{key!r}] must have shape {list(spec.shape)} (one step, without batch), "
+                    f"but has {list(value.shape)}."
+                )
+            copied[key] = value
+        return copied
 
     def _checked(self, obs: Observation) -> dict[str, Tensor]:
         """Move the observation to the policy's device and check keys, shapes and finiteness."""

@@ -1,5 +1,6 @@
 """The configuration of a policy, and its conversion from and to JSON-ready mappings."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from drift_policy.heads import head_kind
 from drift_policy.heads.drift import DriftHeadConfig
 from drift_policy.networks import network_kind
 from drift_policy.networks.mlp import MlpConfig
+
+ACTION = "action"  # key of the demonstrated actions in a batch and in the normaliser
 
 
 @dataclass
@@ -40,8 +43,17 @@ class PolicyConfig:
             )
         if not self.observations:
             raise ConfigurationError("policy.observations is empty: a policy needs at least one observation key.")
-        if self.noise_scale < 0:
-            raise ConfigurationError(f"policy.noise_scale must not be negative, but is {self.noise_scale}.")
+        if ACTION in self.observations:
+            raise ConfigurationError(f"policy.observations.{ACTION} would hide the predicted actions: rename that key.")
+        if not 0 <= self.noise_scale < math.inf:
+            raise ConfigurationError(f"policy.noise_scale must be a number from 0 on, but is {self.noise_scale}.")
+        for part, kind in (("head", head_kind(self.head_name)), ("network", network_kind(self.network_name))):
+            settings = getattr(self, part)
+            if not isinstance(settings, kind.config):
+                raise ConfigurationError(
+                    f"policy.{part} {getattr(self, f'{part}_name')!r} needs a {kind.config.__name__}, "
+                    f"but has a {type(settings).__name__}."
+                )
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready values; the inverse of `policy_config_from_mapping`."""

@@ -53,7 +53,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> "Policy
     content = _read_config(folder / CONFIG_FILE)
     try:
         policy = build_policy(policy_config_from_mapping(content["policy"]), content.get("metadata"))
-    except (ConfigurationError, AttributeError, TypeError) as error:
+    except (ConfigurationError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a policy: {error}") from error
     policy.load_state_dict(read_tensors(folder / MODEL_FILE, policy.state_dict()))
     return policy.to(device).eval()
@@ -67,8 +67,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     if (folder / CONFIG_FILE).is_file():
         return folder
     if (folder / INDEX_FILE).is_file():
-        index = json.loads((folder / INDEX_FILE).read_text())
-        return folder / "checkpoints" / (index["best"] or index["last"])
+        return _best_of_run(folder / INDEX_FILE)
     what = "holds no config.json and no checkpoints/index.json" if folder.is_dir() else "does not exist"
     raise CheckpointError(
         f"{folder} {what}. Give a run folder (runs/<task>/<name>), a checkpoint folder inside it, or hf://owner/name."
@@ -103,13 +102,33 @@ def read_tensors(path: Path, expected: dict[str, torch.Tensor]) -> dict[str, tor
     return tensors
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _best_of_run(index_file: Path) -> Path:
+    """Return the best checkpoint of a run, or its last one if no rollout was made."""
+    index = _read_json(index_file)
+    name = index.get("best") or index.get("last") if isinstance(index, dict) else None
+    if not isinstance(name, str) or not (index_file.parent / name).is_dir():
+        raise CheckpointError(
+            f"{index_file} names the checkpoint {name!r}, which is not there. Give one of the folders in "
+            f"{index_file.parent} instead of the run."
+        )
+    return index_file.parent / name
+
+
+def _read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing: copy the whole checkpoint folder.")
     try:
-        content = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}): copy or download it again.") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION or not isinstance(content.get("policy"), dict):
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    content = _read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("policy"), dict):
+        raise CheckpointError(f"{path} does not describe a policy: it has no entry 'policy'.")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {version!r}, but this release of drift-policy reads version {FORMAT_VERSION}. "
             "Update the package, or export the checkpoint with the release that wrote it."

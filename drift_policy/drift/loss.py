@@ -93,7 +93,7 @@ def drift_loss(
             # The loss does not depend on the origin or the unit; both keep float32 exact enough.
             centre = gen.mean(dim=1, keepdim=True)
             targets = _gather_targets(gen - centre, pos, neg, centre, (weight_gen, weight_pos, weight_neg))
-            unit = (targets.points.abs().amax() / _LARGEST_MAGNITUDE).clamp(min=1.0)
+            unit = (targets.points.abs().amax(dim=(1, 2), keepdim=True) / _LARGEST_MAGNITUDE).clamp(min=1.0)
             targets = targets._replace(points=targets.points / unit)
             samples = targets.points[:, : gen.shape[1]]
             distances = _distances(samples, targets.points)
@@ -175,7 +175,7 @@ def _scale(distances: Tensor, weights: Tensor, unit: Tensor, scope: Scope) -> Te
     if scope == "group":
         mean_weight = weights.mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
         return (weighted.mean(dim=(1, 2)) / mean_weight).reshape(-1, 1, 1)
-    # Processes may compute in different units: average in the unit of the input.
+    # Every problem computes in its own unit: average in the unit of the input.
     mean_distance, mean_weight = global_mean(weighted * unit, weights)
     return mean_distance / mean_weight.clamp(min=torch.finfo(torch.float32).tiny) / unit
 

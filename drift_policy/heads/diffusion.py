@@ -52,10 +52,13 @@ class DiffusionHead(ActionHead):
             "clip_sample": config.clip_sample,
             "prediction_type": "epsilon",
         }
-        if config.sampler == "ddpm":
-            self.scheduler = DDPMScheduler(**settings, variance_type="fixed_small")
-        else:
-            self.scheduler = DDIMScheduler(**settings, set_alpha_to_one=True, steps_offset=0)
+        try:
+            if config.sampler == "ddpm":
+                self.scheduler = DDPMScheduler(**settings, variance_type="fixed_small")
+            else:
+                self.scheduler = DDIMScheduler(**settings, set_alpha_to_one=True, steps_offset=0)
+        except NotImplementedError as error:
+            raise ConfigurationError(f"head.beta_schedule {config.beta_schedule!r} is unknown: {error}.") from error
         self.scheduler.set_timesteps(config.num_inference_steps)
 
     @property

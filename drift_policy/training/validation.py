@@ -5,7 +5,8 @@ import torch
 
 from drift_policy.data.dataset import WindowDataset
 from drift_policy.heads.drift import sample_spread
-from drift_policy.policy import ACTION, Policy
+from drift_policy.policy import Policy
+from drift_policy.policy_config import ACTION
 
 _SAMPLES = 4
 

@@ -98,7 +98,11 @@ def test_drift_field_names_the_wrong_argument(name: str, wrong: dict[str, Any]) 
 
 def test_right_arguments_pass() -> None:
     """The arguments that the cases above spoil are good, so that it is the spoiled one that is refused."""
-    weights = {"weight_gen": torch.ones(2, 4), "weight_pos": torch.zeros(2, 5), "weight_neg": torch.ones(2, 0)}
+    weights: dict[str, Any] = {
+        "weight_gen": torch.ones(2, 4),
+        "weight_pos": torch.zeros(2, 5),
+        "weight_neg": torch.ones(2, 0),
+    }
     loss, _ = drift_loss(torch.randn(2, 4, 3), torch.randn(2, 5, 3), torch.randn(2, 0, 3), **weights)
     assert loss.shape == (2,)
     assert drift_field(torch.randn(4, 3), torch.randn(5, 3), torch.randn(6, 3), 0.2).shape == (4, 3)

@@ -1,0 +1,172 @@
+"""The real programs, run as a user runs them, in temporary folders."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.data.zarr_writer import write_zarr
+
+ROOT = Path(__file__).parents[2]
+SHORT = [
+    "task=pusht",
+    "device=cpu",
+    "trainer.num_threads=1",
+    "trainer.num_steps=20",
+    "trainer.warmup_steps=2",
+    "trainer.batch_size=16",
+    "trainer.log_every=5",
+    "trainer.validate_every=10",
+    "trainer.rollout_every=10",
+    "rollout.n_episodes=2",
+    "rollout.max_steps=16",
+    "evaluation.n_episodes=2",
+    "evaluation.max_steps=16",
+    "policy.network.width=16",
+    "video_episodes=0",
+]
+
+
+def run(script: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "SDL_VIDEODRIVER": "dummy", "COLUMNS": "200"}
+    command = [sys.executable, str(ROOT / script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random demonstrations in the layout of Push-T."""
+    path = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    steps = 6 * 30
+    data = {
+        "action": rng.uniform(0, 512, (steps, 2)).astype(np.float32),
+        "state": rng.uniform(0, 512, (steps, 5)).astype(np.float32),
+        "keypoint": rng.uniform(0, 512, (steps, 9, 2)).astype(np.float32),
+    }
+    write_zarr(path / "pusht.zarr", ReplayBuffer(data, np.arange(1, 7) * 30))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path) -> Path:
+    """A finished run of the real training command."""
+    result = run("train_policy.py", *SHORT, f"data_path={folder}/pusht.zarr", f"output={folder}/runs", "name=base")
+    assert result.returncode == 0, result.stderr
+    return folder / "runs" / "pusht" / "base"
+
+
+def error_of(result: subprocess.CompletedProcess[str]) -> str:
+    """The error text, after checking that it is an error a user can read."""
+    assert result.returncode != 0
+    assert "Traceback" not in result.stderr + result.stdout
+    return " ".join((result.stderr + result.stdout).replace("│", " ").split())
+
+
+def test_training_writes_the_run(trained: Path) -> None:
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["task"] == "pusht"
+    assert manifest["command"].startswith("python train_policy.py task=pusht")
+    assert len(manifest["evaluation"]["episodes"]) == 2
+    for name in ("metrics.csv", "curves.png", "action_fan.png", "config.yaml", "checkpoints/last/training.json"):
+        assert (trained / name).is_file()
+
+
+def test_evaluation_prints_the_score_and_writes_every_episode(trained: Path) -> None:
+    result = run("eval_policy.py", f"ckpt={trained}", "evaluation.n_episodes=3", "evaluation.max_steps=16")
+    assert result.returncode == 0, result.stderr
+    assert "highest coverage" in result.stdout
+    manifest = json.loads((trained / "eval" / "manifest.json").read_text())
+    assert [episode["seed"] for episode in manifest["evaluation"]["episodes"]] == [100000, 100001, 100002]
+    assert manifest["evaluation"]["protocol"]["max_steps"] == 16
+    assert {"low", "high", "mean", "n"} == manifest["evaluation"]["score"].keys()
+    assert manifest["versions"]["torch"]
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(folder: Path) -> None:
+    settings = [*SHORT, "trainer.num_steps=100000", "trainer.rollout_every=0", "trainer.checkpoint_every=100000"]
+    settings += [f"data_path={folder}/pusht.zarr", f"output={folder}/runs", "name=stopped"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_policy.py"), *settings],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "SDL_VIDEODRIVER": "dummy", "COLUMNS": "1000"},
+    )
+    metrics = folder / "runs" / "pusht" / "stopped" / "metrics.csv"
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and (not metrics.exists() or len(metrics.read_text().splitlines()) < 3):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "Stopped at step" in stderr and "resume=true" in stderr
+    state = json.loads((metrics.parent / "checkpoints" / "last" / "training.json").read_text())
+    assert state["step"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["task=psht"], "pusht"),
+        (["trainer.num_stepz=3"], "num_stepz"),
+        (["trainer.num_steps=many"], "trainer.num_steps"),
+        (["policy.network.widht=3"], "widht"),
+        (["policy.horizon=4"], "horizon 4"),
+        (["policy=unicycle"], "unicycle"),
+        (["device=warp"], "device=warp"),
+        (["data_path=/nowhere/pusht.zarr"], "/nowhere/pusht.zarr"),
+    ],
+)
+def test_wrong_training_settings_are_explained(folder: Path, settings: list[str], expected: str) -> None:
+    arguments = [*SHORT, f"data_path={folder}/pusht.zarr", f"output={folder}/wrong", *settings]
+    assert expected in error_of(run("train_policy.py", *arguments))
+    assert not list((folder / "wrong").rglob("*.safetensors"))
+
+
+def test_truncated_demonstrations_are_explained(folder: Path) -> None:
+    write_zarr(folder / "cut.zarr", ReplayBuffer({"action": np.ones((50, 2), np.float32)}, np.array([50])))
+    chunk = max((path for path in (folder / "cut.zarr" / "data").rglob("*") if path.is_file()), key=os.path.getsize)
+    chunk.unlink()
+    text = error_of(run("train_policy.py", *SHORT, f"data_path={folder}/cut.zarr", f"output={folder}/wrong"))
+    assert "cut.zarr" in text
+
+
+def test_nan_in_demonstrations_is_explained(folder: Path) -> None:
+    data = {
+        "action": np.ones((60, 2), np.float32),
+        "state": np.ones((60, 5), np.float32),
+        "keypoint": np.ones((60, 9, 2), np.float32),
+    }
+    buffer = ReplayBuffer({name: array.copy() for name, array in data.items()}, np.array([30, 60]))
+    buffer.data["state"][41, 0] = np.nan  # after the buffer's own check, as a damaged file would be
+    write_zarr(folder / "nan.zarr", buffer)
+    text = error_of(run("train_policy.py", *SHORT, f"data_path={folder}/nan.zarr", f"output={folder}/wrong"))
+    assert "state" in text and "NaN" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], "ckpt"),
+        (["ckpt=nowhere"], "nowhere does not exist"),
+        (["ckpt={run}", "task=psht"], "task=psht does not exist"),
+        (["ckpt={run}", "evaluation.n_episodes=0"], "n_episodes"),
+        (["ckpt={run}", "evaluation.sead=0"], "sead"),
+    ],
+)
+def test_wrong_evaluation_settings_are_explained(trained: Path, settings: list[str], expected: str) -> None:
+    assert expected in error_of(run("eval_policy.py", *(setting.format(run=trained) for setting in settings)))
+
+
+def test_checkpoint_that_is_not_one_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    assert "not valid JSON" in error_of(run("eval_policy.py", f"ckpt={tmp_path}"))

@@ -1,0 +1,131 @@
+"""The evaluation protocol: seeds, scores, independence of the number of environments."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.evaluation.chunked_episode import ChunkedEpisode
+from drift_policy.evaluation.rollout import Episode, EvaluationConfig, rollout
+from drift_policy.policy import Policy
+from drift_policy.task import EnvConfig, make_env_factory
+from tests.helpers.point_env import ID, PointEnv
+from tests.helpers.policies import tiny_policy
+
+MAKE_ENV: Callable[[], gym.Env[Any, Any]] = make_env_factory(EnvConfig(id=ID))
+
+
+def point_policy(head: str = "drift", seed: int = 0) -> Policy:
+    torch.manual_seed(seed)
+    return tiny_policy(head, observations={"obs": 4})
+
+
+@pytest.mark.parametrize("head", ["drift", "diffusion"])
+def test_results_do_not_depend_on_how_many_run_side_by_side(head: str) -> None:
+    policy = point_policy(head)
+    results = [
+        rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=7, max_steps=25, n_envs=n_envs)).episodes
+        for n_envs in (1, 3, 7, 20)
+    ]
+    assert results[0] == results[1] == results[2] == results[3]
+    assert len({episode.score for episode in results[0]}) == 7
+
+
+def test_asynchronous_environments_give_the_same_results() -> None:
+    policy = point_policy()
+    config = EvaluationConfig(n_episodes=4, max_steps=15, n_envs=2)
+    expected = rollout(policy, MAKE_ENV, config).episodes
+    config.asynchronous = True
+    assert rollout(policy, MAKE_ENV, config).episodes == expected
+
+
+def test_seeds_are_consecutive_and_in_order() -> None:
+    seen: list[Episode] = []
+    config = EvaluationConfig(n_episodes=5, start_seed=42, max_steps=10, n_envs=2)
+    result = rollout(point_policy(), MAKE_ENV, config, seen.append)
+    assert [episode.seed for episode in result.episodes] == [42, 43, 44, 45, 46]
+    assert sorted(seen, key=lambda episode: episode.seed) == result.episodes
+
+
+def test_policy_seed_and_noise_scale_change_the_episodes() -> None:
+    policy = point_policy()
+
+    def scores(**changes: Any) -> list[float]:
+        config = EvaluationConfig(n_episodes=3, max_steps=20, **changes)
+        return [episode.score for episode in rollout(policy, MAKE_ENV, config).episodes]
+
+    assert scores() == scores()
+    assert scores() != scores(policy_seed=1)
+    assert scores(noise_scale=0.0) == scores(noise_scale=0.0, policy_seed=1)
+
+
+def test_batched_decisions_take_fewer_forward_passes() -> None:
+    policy = point_policy()
+    one = rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=6, max_steps=9, n_envs=6))
+    six = rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=6, max_steps=9, n_envs=6, decision_batch_size=6))
+    assert len(one.latency_ms) == 6 * len(six.latency_ms)
+
+
+def test_rollout_equals_stepping_the_environment_by_hand() -> None:
+    """Score, success and the action slice, against a plain loop."""
+    policy = point_policy()
+    seed, max_steps = 77, 20
+    episode = rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=1, start_seed=seed, max_steps=max_steps)).episodes[0]
+
+    state = np.random.SeedSequence([0, seed]).generate_state(1, np.uint64)[0]
+    generator = torch.Generator().manual_seed(int(state))
+    env = PointEnv()
+    now, _ = env.reset(seed=seed)
+    history, best, success, steps = [now, now], 0.0, False, 0
+    while steps < max_steps and not success:
+        noise = torch.randn(1, policy.horizon, policy.action_dim, generator=generator)
+        chunk = policy.predict_action({"obs": np.stack(history[-2:])[None]}, noise=noise)["action_pred"][0]
+        for action in chunk[policy.n_obs_steps - 1 :][: policy.n_action_steps].numpy():
+            now, reward, success, _, _ = env.step(action)
+            history.append(now)
+            best, steps = max(best, reward), steps + 1
+            if success or steps == max_steps:
+                break
+    assert (episode.score, episode.success, episode.steps) == (best, success, steps)
+
+
+def test_ended_episode_ignores_chunks_until_reset() -> None:
+    env = ChunkedEpisode(PointEnv(), n_obs_steps=2, n_action_steps=3, max_steps=4)
+    first, info = env.reset(seed=0)
+    np.testing.assert_array_equal(first["obs"][0], first["obs"][1])
+    chunk = np.full((3, 2), 0.5, np.float32)
+    env.step(chunk)
+    observation, _, _, _, info = env.step(chunk)
+    assert (info["steps"], info["episode_over"]) == (4, True)
+    again, _, terminated, truncated, info = env.step(chunk)
+    np.testing.assert_array_equal(again["obs"], observation["obs"])
+    assert (info["steps"], terminated, truncated) == (4, False, False)
+    _, info = env.reset(seed=1)
+    assert (info["steps"], info["episode_over"], info["score"]) == (0, False, 0.0)
+
+
+def test_checkpoint_of_other_sizes_is_refused() -> None:
+    config = EvaluationConfig(n_episodes=1, max_steps=3)
+    with pytest.raises(CheckpointError, match=r"commands 3 numbers.*takes 2"):
+        rollout(tiny_policy(observations={"obs": 4}, action_dim=3), MAKE_ENV, config)
+    with pytest.raises(CheckpointError, match=r"observes 'obs' with shape \[7\]"):
+        rollout(tiny_policy(observations={"obs": 7}), MAKE_ENV, config)
+    with pytest.raises(CheckpointError, match="observes 'joints'"):
+        rollout(tiny_policy(observations={"joints": 4}), MAKE_ENV, config)
+
+
+@pytest.mark.parametrize("field", ["n_episodes", "max_steps", "n_envs", "decision_batch_size"])
+def test_bad_evaluation_values_name_the_field(field: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"evaluation\.{field}"):
+        EvaluationConfig(**{field: 0})
+
+
+def test_unknown_environment_is_explained() -> None:
+    with pytest.raises(ConfigurationError, match="Nowhere-v0"):
+        make_env_factory(EnvConfig(id="tests.helpers.point_env:test/Nowhere-v0"))
+    with pytest.raises(ConfigurationError, match="no_such_module"):
+        make_env_factory(EnvConfig(id="no_such_module:test/Point-v0"))

@@ -1,0 +1,167 @@
+"""The baseline heads on networks whose answer is known: exact integration, exact denoising, exact losses."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drift_policy.errors import ConfigurationError
+from drift_policy.heads import HEADS, ActionHead, head_kind
+from drift_policy.heads.diffusion import DiffusionHead, DiffusionHeadConfig
+from drift_policy.heads.flow import FlowHead, FlowHeadConfig
+from drift_policy.heads.regression import RegressionHead, RegressionHeadConfig
+
+B, G, TP, DA, C = 3, 4, 5, 2, 6
+
+
+class Stub(nn.Module):
+    """A network that answers with a given function of sample and time, and keeps its inputs."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+        self.times: list[Tensor | None] = []
+        self.samples: list[Tensor] = []
+
+    def forward(self, sample: Tensor, condition: Tensor, time: Tensor | None = None) -> Tensor:
+        self.times.append(time)
+        self.samples.append(sample)
+        return self.answer(sample, time)
+
+
+def chunks(seed: int = 0) -> Tensor:
+    """Clean chunks inside [-1, 1], one per sample, [B, G, Tp, Da]."""
+    return 1.8 * torch.rand(B, G, TP, DA, generator=torch.Generator().manual_seed(seed)) - 0.9
+
+
+def noise(seed: int = 1) -> Tensor:
+    return torch.randn(B, G, TP, DA, generator=torch.Generator().manual_seed(seed))
+
+
+def make(kind: type[ActionHead], config: Any, answer: Any) -> tuple[Any, Stub]:
+    stub = Stub(answer)
+    return kind(config, stub), stub  # type: ignore[arg-type]
+
+
+def test_unknown_heads_list_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match=r"'bridge' is unknown: expected one of .*'diffusion', 'drift'"):
+        head_kind("bridge")
+    assert head_kind("flow") is HEADS["flow"]
+
+
+def test_regression_never_shows_the_network_any_noise() -> None:
+    target = chunks()[:, 0]
+    head, stub = make(RegressionHead, RegressionHeadConfig(), lambda sample, time: sample + 0.25)
+    loss, metrics = head.compute_loss(target, torch.zeros(B, C))
+    torch.testing.assert_close(loss, (0.25 - target).square().mean())
+    assert set(metrics) == {"action_mse"} and torch.equal(metrics["action_mse"], loss)
+    first, second = (head.sample(torch.zeros(B, C), noise(seed)) for seed in (1, 2))
+    assert torch.equal(first, torch.full((B, G, TP, DA), 0.25)) and torch.equal(first, second)
+    assert all(bool((sample == 0).all()) for sample in stub.samples)
+    assert [sample.shape[1] for sample in stub.samples] == [1, 1, 1], "one evaluation serves all samples"
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_flow_integrates_a_constant_velocity_exactly(steps: int) -> None:
+    start, goal = noise(), chunks()
+    head, stub = make(FlowHead, FlowHeadConfig(num_inference_steps=steps), lambda sample, time: goal - start)
+    torch.testing.assert_close(head.sample(torch.zeros(B, C), start), goal)
+    assert len(stub.times) == head.num_evaluations == steps
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_flow_follows_the_straight_path_of_a_known_target(steps: int) -> None:
+    """For a single demonstration the exact velocity is (goal - x) / (1 - t), and Euler steps lose nothing on it."""
+    start, goal = noise(), chunks()
+
+    def velocity(sample: Tensor, time: Tensor) -> Tensor:
+        t = (time / 100.0)[:, :, None, None]
+        torch.testing.assert_close(sample, torch.lerp(start, goal, t))
+        return (goal - sample) / (1 - t)
+
+    head, _ = make(FlowHead, FlowHeadConfig(num_inference_steps=steps), velocity)
+    torch.testing.assert_close(head.sample(torch.zeros(B, C), start), goal)
+
+
+def test_flow_trains_on_the_same_path_and_times() -> None:
+    goal = chunks()[:, 0]
+
+    def velocity(sample: Tensor, time: Tensor) -> Tensor:
+        return (goal.unsqueeze(1) - sample) / (1 - time / 100.0)[:, :, None, None]
+
+    head, stub = make(FlowHead, FlowHeadConfig(), velocity)
+    loss, metrics = head.compute_loss(goal, torch.zeros(B, C))
+    assert float(loss) < 1e-6 and set(metrics) == {"velocity_mse"}
+    zero_head, zero = make(FlowHead, FlowHeadConfig(), lambda sample, time: torch.zeros_like(sample))
+    losses = [float(zero_head.compute_loss(goal.repeat(100, 1, 1), torch.zeros(3 * 100, C))[0]) for _ in range(3)]
+    expected = 1 + float(goal.square().mean())  # E |goal - noise|^2 for standard normal noise
+    assert all(value == pytest.approx(expected, rel=0.1) for value in losses)
+    times = torch.cat([time for time in zero.times if time is not None])
+    assert 0 <= float(times.min()) < 3 and 97 < float(times.max()) <= 100
+    assert stub.times[0] is not None and stub.times[0].shape == (B, 1)
+
+
+def true_noise(head: DiffusionHead, clean: Tensor) -> Any:
+    """The noise in a noisy chunk whose clean chunk is known: (x - sqrt(a) x0) / sqrt(1 - a)."""
+
+    def answer(sample: Tensor, time: Tensor) -> Tensor:
+        alpha = head.scheduler.alphas_cumprod[time.long()][:, :, None, None]
+        return (sample - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+
+    return answer
+
+
+@pytest.mark.parametrize("steps", [1, 5, 16, 100])
+def test_ddim_recovers_the_clean_chunk_from_the_true_noise(steps: int) -> None:
+    head, stub = make(DiffusionHead, DiffusionHeadConfig(sampler="ddim", num_inference_steps=steps), None)
+    stub.answer = true_noise(head, chunks())
+    torch.testing.assert_close(head.sample(torch.zeros(B, C), noise()), chunks(), rtol=1e-3, atol=1e-3)
+    assert len(stub.times) == head.num_evaluations == steps
+    assert all(time is not None and time.shape == (B, G) for time in stub.times)
+
+
+def test_ddpm_recovers_the_clean_chunk_from_the_true_noise() -> None:
+    head, stub = make(DiffusionHead, DiffusionHeadConfig(), None)
+    stub.answer = true_noise(head, chunks())
+    result = head.sample(torch.zeros(B, C), noise(), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(result, chunks(), rtol=1e-3, atol=1e-3)
+    assert [int(time[0, 0]) for time in stub.times if time is not None] == list(range(99, -1, -1))
+
+
+def test_ddpm_draws_its_further_noise_from_the_generator() -> None:
+    config = DiffusionHeadConfig(num_train_steps=10, num_inference_steps=10)
+    head, _ = make(DiffusionHead, config, lambda sample, time: 0.1 * sample)
+    first, again, other = (
+        head.sample(torch.zeros(B, C), noise(), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_ddim_draws_no_further_noise() -> None:
+    config = DiffusionHeadConfig(sampler="ddim", num_train_steps=10, num_inference_steps=5)
+    head, _ = make(DiffusionHead, config, lambda sample, time: 0.1 * sample)
+    assert torch.equal(head.sample(torch.zeros(B, C), noise()), head.sample(torch.zeros(B, C), noise()))
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_clipping_keeps_chunks_in_the_range_of_the_demonstrations(sampler: str) -> None:
+    for clip, expected in ((True, 1.0), (False, 3.0)):
+        config = DiffusionHeadConfig(sampler=sampler, clip_sample=clip)
+        head, stub = make(DiffusionHead, config, None)
+        stub.answer = true_noise(head, torch.full((B, G, TP, DA), 3.0))
+        result = head.sample(torch.zeros(B, C), noise(), torch.Generator().manual_seed(0))
+        torch.testing.assert_close(result, torch.full_like(result, expected), rtol=1e-2, atol=1e-2)
+
+
+def test_diffusion_trains_to_predict_the_noise_at_every_step() -> None:
+    clean = chunks()[:, :1]
+    head, stub = make(DiffusionHead, DiffusionHeadConfig(num_train_steps=8, num_inference_steps=8), None)
+    stub.answer = true_noise(head, clean.repeat(50, 1, 1, 1))
+    loss, metrics = head.compute_loss(clean[:, 0].repeat(50, 1, 1), torch.zeros(50 * B, C))
+    assert float(loss) < 1e-6 and set(metrics) == {"noise_mse"}
+    time = stub.times[0]
+    assert time is not None and time.shape == (50 * B, 1) and set(time.unique().tolist()) == set(range(8))
+    stub.answer = lambda sample, time: torch.zeros_like(sample)
+    loss, _ = head.compute_loss(clean[:, 0].repeat(50, 1, 1), torch.zeros(50 * B, C))
+    assert float(loss) == pytest.approx(1.0, rel=0.15)

@@ -1,0 +1,166 @@
+"""The drift head: which samples form a kernel problem, the noise it draws, and what it reports."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from drift_policy.drift import drift_loss
+from drift_policy.heads.drift import DriftHead, DriftHeadConfig, sample_spread
+
+B, G, TP, DA, C = 4, 3, 5, 2, 7
+
+
+class Recorder(nn.Module):
+    """Stands for a network: returns scaled noise shifted by the condition, and keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.samples: list[Tensor] = []
+
+    def forward(self, sample: Tensor, condition: Tensor) -> Tensor:
+        self.samples.append(sample)
+        return self.scale * sample + condition.mean(dim=1)[:, None, None, None]
+
+
+def make_head(**settings: Any) -> tuple[DriftHead, Recorder]:
+    network: Any = Recorder()
+    return DriftHead(DriftHeadConfig(samples_per_observation=G, **settings), network), network
+
+
+def make_batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(B, TP, DA, generator=generator), torch.randn(B, C, generator=generator)
+
+
+def generated(network: Recorder, condition: Tensor) -> Tensor:
+    """The chunks of the latest loss, [B, G, Tp, Da]."""
+    return network.scale * network.samples[-1] + condition.mean(dim=1)[:, None, None, None]
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"scope": "group"},
+    {"affinity_floor": 1e-6},
+    {"temperatures": [0.1, 0.5]},
+    {"scope": "group", "affinity_floor": 1e-6, "temperatures": [0.3]},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("per_time_step", [False, True])
+def test_equals_the_drift_loss_of_folded_chunks(settings: dict[str, Any], per_time_step: bool) -> None:
+    head, network = make_head(per_time_step=per_time_step, **settings)
+    action, condition = make_batch()
+    loss, _ = head.compute_loss(action, condition)
+    (gradient,) = torch.autograd.grad(loss, network.scale)
+
+    chunks = generated(network, condition)
+    if per_time_step:  # problem (b, t) holds the t-th step of the G chunks of observation b
+        gen = torch.stack([chunks[b, :, t] for b in range(B) for t in range(TP)])
+        pos = torch.stack([action[b, t].unsqueeze(0) for b in range(B) for t in range(TP)])
+    else:
+        gen, pos = chunks.reshape(B, G, TP * DA), action.reshape(B, 1, TP * DA)
+    expected, _ = drift_loss(gen, pos, **({"affinity_floor": 0.0} | settings))
+    (expected_gradient,) = torch.autograd.grad(expected.mean(), network.scale)
+    torch.testing.assert_close(loss, expected.mean())
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def gradient_on_samples(head: DriftHead, action: Tensor, condition: Tensor) -> Tensor:
+    """Gradient of the loss with respect to the generated chunks, [B, G, Tp, Da], with the same noise every time."""
+    chunks: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        output.retain_grad()
+        chunks.append(output)
+
+    handle = head.network.register_forward_hook(keep)
+    torch.manual_seed(0)
+    head.compute_loss(action, condition)[0].backward()
+    handle.remove()
+    assert chunks[0].grad is not None
+    return chunks[0].grad
+
+
+@pytest.mark.parametrize("per_time_step", [False, True])
+def test_observations_do_not_affect_each_other_with_group_scope(per_time_step: bool) -> None:
+    action, condition = make_batch()
+    head, _ = make_head(scope="group", per_time_step=per_time_step)
+    before = gradient_on_samples(head, action, condition)
+    other_action, other_condition = action.clone(), condition.clone()
+    other_action[0] += 3.0
+    other_condition[0] -= 2.0
+    after = gradient_on_samples(head, other_action, other_condition)
+    torch.testing.assert_close(after[1:], before[1:])
+    assert not torch.allclose(after[0], before[0], rtol=0.1)
+
+
+def test_batch_scope_shares_its_statistics() -> None:
+    action, condition = make_batch()
+    head, _ = make_head(scope="batch")
+    before = gradient_on_samples(head, action, condition)
+    action[0] += 3.0
+    assert not torch.allclose(gradient_on_samples(head, action, condition)[1:], before[1:], rtol=0.1)
+
+
+def test_samples_of_one_observation_repel_each_other() -> None:
+    """With the same positive, a sample is pushed away from a sibling: its gradient depends on where that is."""
+    head, network = make_head(scope="group")
+    action, condition = torch.zeros(1, TP, DA), torch.zeros(1, C)
+    head.compute_loss(action, condition)
+    noise = network.samples[0]
+    moved = noise.clone()
+    moved[0, 1] = -noise[0, 1]
+    gradients = []
+    for sample in (noise, moved):
+        gen = sample.flatten(2).requires_grad_()
+        loss, _ = drift_loss(gen, action.flatten(1).unsqueeze(1), affinity_floor=0.0, scope="group")
+        gradients.append(torch.autograd.grad(loss.sum(), gen)[0])
+    assert not torch.allclose(gradients[0][0, 0], gradients[1][0, 0], rtol=0.1)
+
+
+def test_every_sample_of_every_observation_has_its_own_standard_normal_noise() -> None:
+    network: Any = Recorder()
+    head = DriftHead(DriftHeadConfig(samples_per_observation=16), network)
+    torch.manual_seed(0)
+    head.compute_loss(torch.zeros(32, TP, DA), torch.zeros(32, C))
+    head.compute_loss(torch.zeros(32, TP, DA), torch.zeros(32, C))
+    noise = torch.stack(network.samples)
+    assert noise.shape == (2, 32, 16, TP, DA)
+    assert len(noise.unique()) > 0.999 * noise.numel()
+    assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.03
+
+
+def test_metrics() -> None:
+    head, network = make_head(temperatures=[0.02, 0.5])
+    action, condition = make_batch()
+    _, metrics = head.compute_loss(action, condition)
+    assert set(metrics) == {"scale", "spread", "action_mse", "force_0.02", "force_0.5"}
+    chunks = generated(network, condition).detach()
+    _, info = drift_loss(
+        chunks.flatten(2), action.reshape(B, 1, -1), temperatures=[0.02, 0.5], affinity_floor=0.0, scope="batch"
+    )
+    torch.testing.assert_close(metrics["scale"], info["scale"])
+    torch.testing.assert_close(metrics["force_0.5"], info["force_sq"][0.5].sqrt())
+    torch.testing.assert_close(metrics["action_mse"], ((chunks - action[:, None]) ** 2).mean())
+    torch.testing.assert_close(metrics["spread"], chunks.std(dim=1, unbiased=False).mean())
+
+
+def test_spread_is_the_deviation_between_samples_not_between_observations() -> None:
+    one_chunk_each = torch.randn(B, 1, TP, DA).expand(-1, G, -1, -1)
+    assert float(sample_spread(one_chunk_each)) == pytest.approx(0.0, abs=1e-6)
+    two = torch.stack([torch.full((B, TP, DA), -3.0), torch.full((B, TP, DA), 3.0)], dim=1)
+    assert float(sample_spread(two)) == 3.0
+
+
+def test_one_sample_per_observation_trains_towards_the_demonstration() -> None:
+    """Without siblings only the floor keeps a force, and it points at the positive."""
+    network: Any = Recorder()
+    head = DriftHead(DriftHeadConfig(samples_per_observation=1, affinity_floor=1e-6), network)
+    action, condition = make_batch()
+    gradient = gradient_on_samples(head, action, condition).flatten(1)
+    towards = (action - generated(network, condition).detach()[:, 0]).flatten(1)
+    assert bool((torch.cosine_similarity(-gradient, towards) > 0.999).all())

@@ -1,0 +1,127 @@
+"""Wrong observations and noise are refused with a message that names them and what is expected."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from drift_policy import Policy
+from drift_policy.data.normalizer import Normalizer
+from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.policy import build_policy
+from tests.helpers.policies import HEAD_NAMES, tiny_batch, tiny_config, tiny_normalizer, tiny_obs, tiny_policy
+
+B, TO, DA = 3, 2, 2
+
+
+def with_entry(value: float) -> torch.Tensor:
+    tensor = torch.zeros(B, TO, 4)
+    tensor[1, 0, 2] = value
+    return tensor
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return tiny_policy(observations={"pose": 4, "goal": 1})
+
+
+GOOD: dict[str, Any] = {"pose": torch.zeros(B, TO, 4), "goal": torch.zeros(B, TO, 1)}
+WRONG: list[tuple[str, dict[str, Any]]] = [
+    (r"obs\['pose'\] must have shape \[B, 2, 4\].* has \[3, 4\]", {"pose": torch.zeros(B, 4)}),
+    (r"obs\['pose'\] must have shape \[B, 2, 4\].* has \[4\]", {"pose": torch.zeros(4)}),
+    (r"obs\['pose'\] must have shape \[B, 2, 4\].* has \[3, 2, 4, 1\]", {"pose": torch.zeros(B, TO, 4, 1)}),
+    (r"obs\['pose'\] must have shape \[B, 2, 4\].* has \[3, 1, 4\]", {"pose": torch.zeros(B, 1, 4)}),
+    (r"obs\['pose'\] must have shape \[B, 2, 4\].* has \[3, 3, 4\]", {"pose": np.zeros((B, 3, 4))}),
+    (r"obs\['goal'\] must have shape \[B, 2, 1\].* has \[3, 2, 4\]", {"goal": torch.zeros(B, TO, 4)}),
+    (r"obs\['goal'\] has batch size 2, but another key has 3", {"goal": torch.zeros(2, TO, 1)}),
+    (r"obs\['pose'\] holds NaN or infinity", {"pose": with_entry(float("nan"))}),
+    (r"obs\['pose'\] holds NaN or infinity", {"pose": with_entry(float("-inf")).numpy()}),
+]
+
+
+@pytest.mark.parametrize(("message", "wrong"), WRONG)
+def test_a_wrong_observation_is_named(policy: Policy, message: str, wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=message):
+        policy.predict_action(GOOD | wrong)
+    with pytest.raises(ValueError, match=message):
+        policy.sample_actions(GOOD | wrong, 2)
+    assert policy.predict_action(GOOD)["action"].shape == (B, 3, DA)
+
+
+@pytest.mark.parametrize("missing", ["pose", "goal"])
+def test_a_missing_key_is_named_with_the_given_ones(policy: Policy, missing: str) -> None:
+    given = {key: value for key, value in GOOD.items() if key != missing}
+    with pytest.raises(ValueError, match=rf"lacks the key '{missing}': it has \['{next(iter(given))}'\]"):
+        policy.predict_action(given)
+
+
+def test_a_bare_array_needs_a_policy_with_one_key(policy: Policy) -> None:
+    with pytest.raises(ValueError, match=r"dictionary with the keys \['pose', 'goal'\]"):
+        policy.predict_action(torch.zeros(B, TO, 4))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"dictionary with the keys \['pose', 'goal'\]"):
+        policy.select_action(torch.zeros(4))
+
+
+@pytest.mark.parametrize("shape", [(B, 6), (6, DA), (B, 5, DA), (B, 6, 3), (2, 6, DA), (B, 1, 6, DA)], ids=str)
+def test_a_wrong_noise_shape_is_named(policy: Policy, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"noise must have shape \[3, 6, 2\], but has") as error:
+        policy.predict_action(GOOD, noise=torch.zeros(shape))
+    assert str(list(shape)) in str(error.value)
+
+
+@pytest.mark.parametrize("head", HEAD_NAMES)
+def test_a_policy_without_normaliser_says_so(head: str) -> None:
+    policy = build_policy(tiny_config(head)).eval()
+    for call in (
+        lambda: policy.predict_action(tiny_obs(policy)),
+        lambda: policy.select_action(torch.zeros(5)),
+        lambda: policy.compute_loss(tiny_batch(policy)),
+    ):
+        with pytest.raises(CheckpointError, match="set_normalizer"):
+            call()
+    policy.set_normalizer(tiny_normalizer(policy.config))
+    assert bool(policy.predict_action(tiny_obs(policy))["action"].isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"obs": 4, "action": 2}, {"obs": 5, "action": 3}, {"obs": 5}, {"obs": 5, "action": 2, "extra": 1}]
+)
+def test_a_normaliser_of_other_sizes_is_refused(sizes: dict[str, int]) -> None:
+    policy = tiny_policy()
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    other = Normalizer.fit({key: torch.tensor([[-7.0], [7.0]]).expand(2, size) for key, size in sizes.items()})
+    with pytest.raises(ConfigurationError, match="normaliser has the sizes") as error:
+        policy.set_normalizer(other)
+    assert str(sizes) in str(error.value) and str({"obs": 5, "action": 2}) in str(error.value)
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+def test_the_policy_copies_the_normaliser_into_its_state() -> None:
+    policy = build_policy(tiny_config())
+    normalizer = tiny_normalizer(policy.config)
+    policy.set_normalizer(normalizer)
+    names = {"normalizer.scale_obs", "normalizer.offset_obs", "normalizer.scale_action", "normalizer.offset_action"}
+    assert names <= policy.state_dict().keys()
+    normalizer.get_buffer("scale_action").zero_()
+    assert bool((policy.normalizer.get_buffer("scale_action") != 0).all())
+
+
+def test_wrong_sizes_in_a_batch_are_refused() -> None:
+    policy = tiny_policy()
+    batch = tiny_batch(policy)
+    with pytest.raises(ValueError, match="expected"):
+        policy.compute_loss(batch | {"action": batch["action"][:, :5]})
+    with pytest.raises(ValueError, match="expected"):
+        policy.compute_loss(batch | {"obs": batch["obs"]["obs"][:2]})
+    batch["action"][0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="NaN"):
+        policy.compute_loss(batch)
+
+
+def test_a_batch_may_hold_the_bare_observation_of_a_policy_with_one_key() -> None:
+    policy = tiny_policy("regression")
+    batch = tiny_batch(policy)
+    bare, _ = policy.compute_loss(batch | {"obs": batch["obs"]["obs"]})
+    named, _ = policy.compute_loss(batch)
+    assert torch.equal(bare, named)

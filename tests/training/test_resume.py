@@ -1,0 +1,129 @@
+"""A run that is interrupted and resumed ends in exactly the state of one that was not."""
+
+import csv
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from drift_policy.errors import CheckpointError, ConfigurationError, UserError
+from drift_policy.training import trainer as trainer_module
+from drift_policy.training.run import train
+from tests.helpers.point_task import point_training
+
+QUIET = Console(quiet=True)
+
+
+def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None]) -> None:
+    """Call `how` once, in the middle of the update that follows `step` updates."""
+    original = trainer_module.learning_rate
+    armed = [True]
+
+    def interrupting(current: int, config: Any) -> float:
+        if current == step and armed:
+            armed.clear()
+            how()
+        return original(current, config)
+
+    monkeypatch.setattr(trainer_module, "learning_rate", interrupting)
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def state_of(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
+    last = run / "checkpoints" / "last"
+    tensors = load_file(last / "training.safetensors")
+    tensors |= {f"ema.{name}": tensor for name, tensor in load_file(last / "model.safetensors").items()}
+    state = json.loads((last / "training.json").read_text())
+    del state["training_s"]
+    return tensors, state, json.loads((run / "checkpoints" / "index.json").read_text())
+
+
+def assert_same_state(run: Path, other: Path) -> None:
+    (tensors, state, index), (other_tensors, other_state, other_index) = state_of(run), state_of(other)
+    assert tensors.keys() == other_tensors.keys()
+    different = [name for name in tensors if not torch.equal(tensors[name], other_tensors[name])]
+    assert different == []
+    assert state == other_state
+    assert index == other_index
+
+
+@pytest.mark.parametrize("head", ["drift", "diffusion"])
+@pytest.mark.parametrize("step", [7, 10])
+def test_ctrl_c_and_resume_is_bit_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, step: int
+) -> None:
+    policy = {"head": {"name": head}, "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.1}}
+    if head == "diffusion":
+        policy["head"] |= {"num_train_steps": 5, "num_inference_steps": 5}
+    whole = train(point_training(tmp_path / "whole", policy=policy), [], QUIET)
+
+    stop_before_step(monkeypatch, step, press_ctrl_c)
+    with pytest.raises(UserError, match=rf"Stopped at step {step + 1}; .*resume=true"):
+        train(point_training(tmp_path / "parts", policy=policy), ["task=point"], QUIET)
+    torch.manual_seed(12345)  # the resumed process starts from another random state
+    parts = train(point_training(tmp_path / "parts", policy=policy, resume=True), [], QUIET)
+    assert_same_state(whole, parts)
+
+
+def test_crash_between_checkpoints_resumes_from_the_last_one_bit_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(point_training(tmp_path / "whole"), [], QUIET)
+
+    def crash() -> None:
+        raise MemoryError
+
+    stop_before_step(monkeypatch, 13, crash)
+    with pytest.raises(MemoryError):
+        train(point_training(tmp_path / "parts"), [], QUIET)
+    assert json.loads((tmp_path / "parts/runs/point/test/checkpoints/last/training.json").read_text())["step"] == 10
+    parts = train(point_training(tmp_path / "parts", resume=True), [], QUIET)
+    assert_same_state(whole, parts)
+    with (whole / "metrics.csv").open() as one, (parts / "metrics.csv").open() as other:
+        rows, other_rows = list(csv.DictReader(one)), list(csv.DictReader(other))
+    timed = ("train/samples_per_s",)
+    strip = [{key: value for key, value in row.items() if key not in timed} for row in rows]
+    assert strip == [{key: value for key, value in row.items() if key not in timed} for row in other_rows]
+
+
+def test_a_crash_while_checkpoints_are_swapped_leaves_a_resumable_run(tmp_path: Path) -> None:
+    run = train(point_training(tmp_path), [], QUIET)
+    before = state_of(run)
+    (run / "checkpoints" / "last").rename(run / "checkpoints" / "last.old")
+    resumed = train(point_training(tmp_path, resume=True), [], QUIET)
+    assert state_of(resumed)[1] == before[1]
+
+
+def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
+    train(point_training(tmp_path), [], QUIET)
+    with pytest.raises(ConfigurationError, match=r"trainer\.batch_size"):
+        train(point_training(tmp_path, resume=True, trainer={"batch_size": 8}), [], QUIET)
+
+
+def test_starting_over_an_existing_run_is_refused_with_the_resume_command(tmp_path: Path) -> None:
+    train(point_training(tmp_path), [], QUIET)
+    with pytest.raises(UserError, match=r"already holds a run.*task=point resume=true"):
+        train(point_training(tmp_path), ["task=point"], QUIET)
+
+
+def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(point_training(tmp_path, resume=True), [], QUIET)
+
+
+def test_damaged_last_checkpoint_is_reported(tmp_path: Path) -> None:
+    run = train(point_training(tmp_path), [], QUIET)
+    tensors = run / "checkpoints" / "last" / "training.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
+        train(point_training(tmp_path, resume=True), [], QUIET)

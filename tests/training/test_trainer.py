@@ -1,0 +1,172 @@
+"""What a training run does besides resuming: schedule, data order, metrics, top-k table, failures."""
+
+import csv
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from drift_policy import load_policy
+from drift_policy.errors import ConfigurationError, DataError, UserError
+from drift_policy.training import checkpoint as checkpoint_module
+from drift_policy.training.config import TrainerConfig
+from drift_policy.training.ema import Ema
+from drift_policy.training.run import choose_device, train
+from drift_policy.training.trainer import batch_indices, learning_rate
+from tests.helpers.point_task import point_training
+from tests.helpers.policies import tiny_policy
+
+QUIET = Console(quiet=True)
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@given(st.integers(1, 50), st.integers(1, 300), st.integers(0, 5))
+def test_every_window_is_seen_at_most_once_in_an_epoch(batch_size: int, num_windows: int, seed: int) -> None:
+    batches = max(1, num_windows // batch_size)
+    epoch = np.concatenate([batch_indices(step, num_windows, batch_size, seed) for step in range(batches)])
+    assert len(np.unique(epoch)) == len(epoch) == min(num_windows, batches * batch_size)
+    again = batch_indices(batches, num_windows, batch_size, seed)
+    assert not np.array_equal(again, epoch[: len(again)]) or num_windows < 5
+
+
+def test_learning_rate_warms_up_and_ends_at_zero() -> None:
+    config = TrainerConfig(num_steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert np.argmax(rates) == 9
+    assert rates[-1] < 1e-3
+    assert all(late < early for early, late in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_ema_follows_its_definition() -> None:
+    policy = tiny_policy()
+    ema = Ema(policy, decay=0.5)
+    weight, averaged = next(policy.parameters()), next(ema.policy.parameters())
+    expected = weight.detach().clone()
+    for update in range(20):
+        with torch.no_grad():
+            weight.add_(1.0)
+        ema.update(policy)
+        decay = min(0.5, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay) * weight.detach()
+    torch.testing.assert_close(averaged, expected)
+    assert not averaged.requires_grad
+
+
+def test_run_leaves_everything_a_user_expects(tmp_path: Path) -> None:
+    run = train(point_training(tmp_path, video_episodes=2), ["task=point"], QUIET)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["command"] == "python train_policy.py task=point"
+    assert manifest["data"]["episodes"] == 12
+    assert len(manifest["data"]["sha256"]) == 64
+    assert [episode["seed"] for episode in manifest["evaluation"]["episodes"]] == [100000, 100001, 100002, 100003]
+    assert manifest["evaluation"]["latency_ms"]["p50"] > 0
+    for name in ("curves.png", "action_fan.png", "rollouts.mp4"):
+        assert (run / name).stat().st_size > 1000
+    rows = rows_of(run)
+    assert [int(row["step"]) for row in rows] == [5, 10, 15, 20]
+    for name in ("train/force_0.02", "train/scale", "train/spread", "train/action_mse", "train/samples_per_s"):
+        assert all(float(row[name]) > 0 for row in rows)
+    assert rows[1]["val/action_mse"] and not rows[0]["val/action_mse"]
+    policy = load_policy(run)
+    assert policy.metadata["task"] == "point"
+
+
+def test_only_the_best_checkpoints_stay(tmp_path: Path) -> None:
+    run = train(point_training(tmp_path), [], QUIET)
+    index = json.loads((run / "checkpoints" / "index.json").read_text())
+    scores = {int(row["step"]): float(row["rollout/score"]) for row in rows_of(run)}
+    best = sorted(scores, key=lambda step: scores[step], reverse=True)[:2]
+    assert [entry["step"] for entry in index["scores"]] == best
+    assert index["best"] == f"step_{best[0]:08d}"
+    on_disk = {path.name for path in (run / "checkpoints").iterdir() if path.name.startswith("step_")}
+    assert on_disk == {f"step_{step:08d}" for step in best}
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    config = point_training(tmp_path, trainer={"num_steps": 300, "rollout_every": 0, "learning_rate": 1e-2})
+    errors = [float(row["val/action_mse"]) for row in rows_of(train(config, [], QUIET)) if row["val/action_mse"]]
+    assert errors[-1] < 0.1 * errors[0]
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None:
+    def weights(folder: str, seed: int) -> torch.Tensor:
+        policy = load_policy(train(point_training(tmp_path / folder, seed=seed), [], QUIET))
+        return torch.cat([parameter.flatten() for parameter in policy.parameters()])
+
+    first = weights("a", 1)
+    assert torch.equal(first, weights("b", 1))
+    assert not torch.equal(first, weights("c", 2))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precisions_train(tmp_path: Path, precision: str) -> None:
+    run = train(point_training(tmp_path, trainer={"precision": precision}), [], QUIET)
+    assert next(load_policy(run).parameters()).dtype == torch.float32
+
+
+def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = checkpoint_module.save_file
+    calls: list[Path] = []
+
+    def failing(tensors: Any, path: Path) -> None:
+        calls.append(path)
+        if len(calls) > 2:
+            path.write_bytes(b"half a file")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(tensors, path)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", failing)
+    with pytest.raises(UserError, match=r"disk is full.*resume=true"):
+        train(point_training(tmp_path), [], QUIET)
+    run = tmp_path / "runs" / "point" / "test"
+    assert json.loads((run / "checkpoints" / "last" / "training.json").read_text())["step"] == 10
+    monkeypatch.undo()
+    train(point_training(tmp_path, resume=True), [], QUIET)
+    assert json.loads((run / "checkpoints" / "last" / "training.json").read_text())["step"] == 20
+
+
+def test_divergence_is_reported_and_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = point_training(tmp_path, trainer={"learning_rate": 1e30, "gradient_clip": 1e30, "num_steps": 40})
+    with pytest.raises((UserError, ValueError), match="diverged|finite"):
+        train(config, [], QUIET)
+    last = tmp_path / "runs" / "point" / "test" / "checkpoints" / "last"
+    if last.exists():
+        assert all(bool(torch.isfinite(p).all()) for p in load_policy(last).parameters())
+
+
+def test_too_large_batch_says_what_fits(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"batch_size=100000 is larger than the \d+ training windows"):
+        train(point_training(tmp_path, trainer={"batch_size": 100000}), [], QUIET)
+
+
+def test_missing_column_says_which_exist(tmp_path: Path) -> None:
+    config = point_training(tmp_path)
+    config.task.action[0].name = "actions"
+    with pytest.raises(DataError, match="actions"):
+        train(config, [], QUIET)
+
+
+def test_unknown_device_is_explained() -> None:
+    with pytest.raises(ConfigurationError, match="device=warp"):
+        choose_device("warp")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_steps", 0), ("learning_rate", 0.0), ("ema_decay", 1.0), ("precision", "float8"), ("betas", [0.9])],
+)
+def test_bad_trainer_values_name_the_field(field: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"trainer\.{field}"):
+        TrainerConfig(**{field: value})
