@@ -22,11 +22,11 @@ def describe_run(script: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return command, commit, date, machine and versions of the running program.
 
     Args:
-        script: the program, for example "train_policy.py".
+        script: the program as python is given it, for example "train_policy.py" or "-m benchmarks.tables".
         overrides: its command-line arguments.
     """
     return {
-        "command": shlex.join(["python", script, *overrides]),
+        "command": shlex.join(["python", *shlex.split(script), *overrides]),
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),

@@ -35,7 +35,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean = float(array.mean())
     if np.ptp(array) == 0:  # the bootstrap is undefined without variation
         return Interval(mean, mean, mean, len(array))
-    result = bootstrap((array,), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0))
+    result = bootstrap(
+        (array,), np.mean, confidence_level=CONFIDENCE, method="percentile", rng=np.random.default_rng(0)
+    )
     bounds = result.confidence_interval
     return Interval(mean, float(bounds.low), float(bounds.high), len(array))
 

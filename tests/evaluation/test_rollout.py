@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from drift_policy.data.normalizer import Normalizer
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
 from drift_policy.evaluation.rollout import Episode, EvaluationConfig, rollout
@@ -21,7 +22,10 @@ MAKE_ENV: Callable[[], gym.Env[Any, Any]] = make_env_factory(EnvConfig(id=ID))
 
 def point_policy(head: str = "drift", seed: int = 0) -> Policy:
     torch.manual_seed(seed)
-    return tiny_policy(head, observations={"obs": 4})
+    policy = tiny_policy(head, observations={"obs": 4})
+    unit_square = {"obs": np.array([[0.0] * 4, [1.0] * 4]), "action": np.array([[0.0] * 2, [1.0] * 2])}
+    policy.set_normalizer(Normalizer.fit(unit_square))
+    return policy
 
 
 @pytest.mark.parametrize("head", ["drift", "diffusion"])
@@ -74,7 +78,9 @@ def test_rollout_equals_stepping_the_environment_by_hand() -> None:
     """Score, success and the action slice, against a plain loop."""
     policy = point_policy()
     seed, max_steps = 77, 20
-    episode = rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=1, start_seed=seed, max_steps=max_steps)).episodes[0]
+    episode = rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=1, start_seed=seed, max_steps=max_steps)).episodes[
+        0
+    ]
 
     state = np.random.SeedSequence([0, seed]).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(state))

@@ -59,9 +59,7 @@ def assert_same_state(run: Path, other: Path) -> None:
 
 @pytest.mark.parametrize("head", ["drift", "diffusion"])
 @pytest.mark.parametrize("step", [7, 10])
-def test_ctrl_c_and_resume_is_bit_exact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, step: int
-) -> None:
+def test_ctrl_c_and_resume_is_bit_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, step: int) -> None:
     policy = {"head": {"name": head}, "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.1}}
     if head == "diffusion":
         policy["head"] |= {"num_train_steps": 5, "num_inference_steps": 5}

@@ -1,0 +1,148 @@
+"""The README's result tables, generated from the JSON files that measured runs left under results/.
+
+python -m benchmarks.tables          writes the tables between the markers of README.md
+python -m benchmarks.tables --check  exits with 1 if README.md differs from what the files say
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from drift_policy.evaluation.statistics import mean_interval, success_interval
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "results"
+Manifest = dict[str, Any]
+
+
+def read_runs(folder: Path, prefix: str) -> list[Manifest]:
+    """Return the manifests of the training runs called `<prefix>_seed<number>`, in the order of their seeds."""
+    paths = [path for path in folder.glob(f"{prefix}_seed*.json") if path.stem.removeprefix(f"{prefix}_seed").isdigit()]
+    return sorted((json.loads(path.read_text()) for path in paths), key=lambda manifest: int(manifest["seed"]))
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def pusht_table(results: Path) -> str:
+    """Push-T: the methods on the same demonstrations, for the same training time, with the same network."""
+    kinds = (
+        ("drift", "**drift** (default)"),
+        ("drift_90_demonstrations", "drift, 90 demonstrations"),
+        ("drift_bundled", "drift, bundled demonstrations"),
+        ("diffusion", "diffusion (DDPM)"),
+        ("flow", "flow matching"),
+        ("regression", "regression"),
+    )
+    rows = []
+    for prefix, label in kinds:
+        runs = read_runs(results / "pusht", prefix)
+        if runs:
+            rows.append(_pusht_row(label, runs))
+    header = [
+        "policy",
+        "evaluations",
+        "max coverage",
+        "success",
+        "training seeds",
+        "training [min]",
+        "decision p50 [ms]",
+    ]
+    return markdown(header, rows)
+
+
+def pusht_seed_table(results: Path) -> str:
+    """Push-T: every training seed of the default policy."""
+    rows = [
+        [
+            str(run["seed"]),
+            *_scores([run]),
+            str(run["training"]["checkpoints"][0]["step"]),
+            f"{run['training']['seconds'] / 60:.1f}",
+        ]
+        for run in read_runs(results / "pusht", "drift")
+    ]
+    return markdown(["seed", "max coverage", "success", "checkpoint [step]", "training [min]"], rows)
+
+
+def latency_table(results: Path) -> str:
+    """Latency of a decision, per network."""
+    rows = []
+    for path in sorted(results.glob("policy_latency_*.json")):
+        content = json.loads(path.read_text())
+        for method, row in content["methods"].items():
+            numbers = (f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", f"{row['times_floor']:.2f}")
+            rows.append([content["network"], method, *numbers, f"{row['times_drift']:.1f}"])
+    return markdown(["network", "method", "p50 [ms]", "p99 [ms]", "x bare forward", "x drift"], rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "pusht": pusht_table,
+    "pusht_seeds": pusht_seed_table,
+    "latency": latency_table,
+}
+
+
+def fill(text: str, results: Path) -> str:
+    """Return `text` with every marked table replaced by the current one.
+
+    Raises:
+        ValueError: a table has no markers.
+    """
+    for name, table in TABLES.items():
+        begin, end = f"<!-- table:{name} -->", f"<!-- end:{name} -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"README.md needs the markers {begin} and {end}, once each.")
+        before, rest = text.split(begin)
+        _, after = rest.split(end)
+        text = f"{before}{begin}\n{table(results)}\n{end}{after}"
+    return text
+
+
+def _pusht_row(label: str, runs: list[Manifest]) -> list[str]:
+    evaluations = {str(run["evaluation"]["network_evaluations"]) for run in runs}
+    minutes = [run["training"]["seconds"] / 60 for run in runs]
+    latency = [run["evaluation"]["latency_ms"]["p50"] for run in runs]
+    return [
+        label,
+        ", ".join(sorted(evaluations)),
+        *_scores(runs),
+        str(len(runs)),
+        f"{sum(minutes) / len(minutes):.1f}",
+        f"{sum(latency) / len(latency):.2f}",
+    ]
+
+
+def _scores(runs: list[Manifest]) -> tuple[str, str]:
+    """Return mean and 95 % interval of highest coverage and success over the episodes of all runs."""
+    episodes = [episode for run in runs for episode in run["evaluation"]["episodes"]]
+    score = mean_interval([episode["score"] for episode in episodes])
+    success = success_interval([episode["success"] for episode in episodes])
+    return (
+        f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]",
+        f"{success.mean:.2f} [{success.low:.2f}, {success.high:.2f}]",
+    )
+
+
+def main() -> None:
+    """Write or check the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    arguments = parser.parse_args()
+    current = README.read_text()
+    filled = fill(current, RESULTS)
+    if not arguments.check:
+        README.write_text(filled)
+    elif filled != current:
+        sys.exit("README.md does not show what results/ says: run python -m benchmarks.tables")
+
+
+if __name__ == "__main__":
+    main()
