@@ -62,12 +62,12 @@ class Policy(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.parameters()).device
+        return self.normalizer.reference.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Floating-point type of the parameters."""
-        return next(self.parameters()).dtype
+        return self.normalizer.reference.dtype
 
     @property
     def num_evaluations(self) -> int:

@@ -58,6 +58,11 @@ class Normalizer(nn.Module):
         normalizer.is_fitted = True
         return normalizer
 
+    @property
+    def reference(self) -> Tensor:
+        """A tensor that tells device and type; quicker than a walk over the modules of a policy in every decision."""
+        return next(iter(self._buffers.values()))  # type: ignore[return-value]
+
     def normalize(self, key: str, value: Tensor) -> Tensor:
         """Map `value` [..., D] from the units of the data to [-1, 1]."""
         scale, offset = self._maps(key)

@@ -14,7 +14,7 @@ LOGGERS = ("csv", "wandb", "tensorboard")
 class TrainerConfig:
     """How a policy is optimised."""
 
-    num_steps: int = 15000  # optimiser steps
+    num_steps: int = 18000  # optimiser steps
     batch_size: int = 64  # observations in a step; the drift head draws several samples for each
     learning_rate: float = 1e-3  # peak of the schedule
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW's moment decays
@@ -30,7 +30,7 @@ class TrainerConfig:
     validation_windows: int = 256  # held-out windows whose action error is reported
     log_every: int = 100  # steps between rows of metrics.csv
     validate_every: int = 500  # steps between measurements of the held-out action error
-    rollout_every: int = 2500  # steps between rollouts; 0 is never
+    rollout_every: int = 3000  # steps between rollouts; 0 is never
     checkpoint_every: int = 1000  # steps between saves of the `last` checkpoint
     keep_best: int = 3  # checkpoints kept by rollout score
 
@@ -74,7 +74,7 @@ class TrainConfig:
     name: str  # the run's folder is <output>/<task>/<name>
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    rollout: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(start_seed=200000))  # while training
+    rollout: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(n_episodes=100, start_seed=200000))  # while training
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # at the end, the reported score
     seed: int = 0  # seed of weights, data order and noise
     device: str = "auto"  # "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one

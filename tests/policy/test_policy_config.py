@@ -45,7 +45,7 @@ def test_left_out_settings_have_the_defaults_of_push_t() -> None:
 
 def test_a_hydra_configuration_is_accepted() -> None:
     values = OmegaConf.create(mapping(horizon=10, head={"name": "drift", "temperatures": [0.1]}))
-    config = policy_config_from_mapping(values)  # type: ignore[arg-type]
+    config = policy_config_from_mapping(values)
     assert config.horizon == 10 and config.head == DriftHeadConfig(temperatures=[0.1])
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from drift_policy import Policy
-from tests.helpers.policies import HEAD_NAMES, tiny_policy
+from tests.helpers.policies import HEAD_NAMES, CallCounter, tiny_policy
 
 
 def episode(steps: int, seed: int = 0) -> list[torch.Tensor]:
@@ -38,14 +38,14 @@ def test_equals_predictions_on_the_stacked_history(head: str, sizes: tuple[int, 
     assert all(torch.equal(action, other) for action, other in zip(selected, expected, strict=True))
 
 
-def test_the_network_runs_once_per_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_runs_once_per_chunk() -> None:
     policy = tiny_policy(n_action_steps=3)
-    batches = []
-    predict = policy.predict_action
-    monkeypatch.setattr(policy, "predict_action", lambda obs: batches.append(obs["obs"].shape) or predict(obs))
+    network = CallCounter(policy.head.network)
+    calls = []
     for observation in episode(7):
         policy.select_action(observation)
-    assert batches == [(1, 2, 5)] * 3
+        calls.append(network.calls)
+    assert calls == [1, 1, 1, 2, 2, 2, 3]
 
 
 def test_reset_forgets_history_and_queue() -> None:

@@ -1,0 +1,22 @@
+"""torch.compile of the update gives the training of eager mode."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from drift_policy import load_policy
+from drift_policy.training.run import train
+from tests.helpers.point_task import point_training
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+def test_compiled_training_follows_the_eager_one(tmp_path: Path) -> None:
+    weights = []
+    for compiled in (False, True):
+        settings = {"compile": compiled, "num_steps": 3, "rollout_every": 0, "validate_every": 3, "learning_rate": 1e-3}
+        run = train(point_training(tmp_path / str(compiled), trainer=settings), [], Console(quiet=True))
+        weights.append(torch.cat([parameter.flatten() for parameter in load_policy(run).parameters()]))
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)

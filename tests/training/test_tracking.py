@@ -1,0 +1,75 @@
+"""Trackers: the CSV file in all its lives, and the real Weights & Biases and TensorBoard without a network."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from drift_policy.errors import ConfigurationError
+from drift_policy.training.config import LoggerConfig
+from drift_policy.training.tracking import CsvTracker, TensorboardTracker, WandbTracker, make_trackers
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_late_metrics_add_their_column(tmp_path: Path) -> None:
+    tracker = CsvTracker(tmp_path / "metrics.csv")
+    tracker.log(1, {"a": 1.0})
+    tracker.log(2, {"a": 2.0, "b": 3.0})
+    tracker.log(2, {"c": 4.0})
+    tracker.log(3, {"a": 5.0})
+    assert rows_of(tmp_path / "metrics.csv") == [
+        {"step": "1", "a": "1.0", "b": "", "c": ""},
+        {"step": "2", "a": "2.0", "b": "3.0", "c": "4.0"},
+        {"step": "3", "a": "5.0", "b": "", "c": ""},
+    ]
+
+
+def test_resumed_file_forgets_rows_after_the_checkpoint(tmp_path: Path) -> None:
+    tracker = CsvTracker(tmp_path / "metrics.csv")
+    for step in (1, 2, 3):
+        tracker.log(step, {"a": float(step)})
+    resumed = CsvTracker(tmp_path / "metrics.csv", resume_step=2)
+    resumed.log(3, {"a": 30.0})
+    assert [row["a"] for row in rows_of(tmp_path / "metrics.csv")] == ["1.0", "2.0", "30.0"]
+    CsvTracker(tmp_path / "metrics.csv")
+    assert rows_of(tmp_path / "metrics.csv") == []
+
+
+def test_wandb_runs_offline_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no stored login
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    run_dir = tmp_path / "task" / "name"
+    run_dir.mkdir(parents=True)
+    tracker = WandbTracker(LoggerConfig(name="wandb"), run_dir, {"seed": 0})
+    tracker.log(1, {"a": 1.0})
+    tracker.finish()
+    assert list((run_dir / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_tensorboard_writes_the_values(tmp_path: Path) -> None:
+    tracker = TensorboardTracker(tmp_path)
+    tracker.log(7, {"val/action_mse": 0.25})
+    tracker.log_video(7, tmp_path / "rollouts.mp4")
+    tracker.finish()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (event,) = events.Scalars("val/action_mse")
+    assert (event.step, event.value) == (7, 0.25)
+
+
+def test_csv_is_always_written(tmp_path: Path) -> None:
+    kinds = [type(tracker) for tracker in make_trackers(LoggerConfig(name="tensorboard"), tmp_path, {}, 0)]
+    assert kinds == [CsvTracker, TensorboardTracker]
+
+
+def test_unknown_logger_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="csv, wandb, tensorboard"):
+        LoggerConfig(name="mlflow")
