@@ -83,10 +83,38 @@ def latency_table(results: Path) -> str:
     return markdown(["network", "method", "p50 [ms]", "p99 [ms]", "x bare forward", "x drift"], rows)
 
 
+def evaluation_table(results: Path) -> str:
+    """How long Diffusion Policy's protocol takes with the pretrained checkpoint."""
+    content = json.loads((results / "pusht_evaluation.json").read_text())
+    evaluation, machine = content["evaluation"], content["machine"]
+    steps = sum(episode["steps"] for episode in evaluation["episodes"])
+    row = [
+        str(len(evaluation["episodes"])),
+        str(steps),
+        f"{evaluation['wall_s']:.1f}",
+        f"{steps / evaluation['wall_s']:.0f}",
+        f"{machine['threads']} of {machine['cores']}",
+    ]
+    return markdown(["episodes", "environment steps", "wall time [s]", "steps/s", "threads of cores"], [row])
+
+
+def toy_table(results: Path) -> str:
+    """The two-dimensional toys: distance to the target before and after training."""
+    content = json.loads((results / "toy_2d.json").read_text())
+    rows = []
+    for name, case in content["cases"].items():
+        before, after = case["distance_before"], case["distance_after"]
+        shares = " / ".join(f"{share:.1%}" for share in case.get("mode_shares", []))
+        rows.append([name.replace("_", " "), f"{before:.3f}", f"{after:.3f}", f"{1 - after / before:.1%}", shares])
+    return markdown(["case", "distance before", "after", "fall", "samples on each mode"], rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "pusht": pusht_table,
     "pusht_seeds": pusht_seed_table,
     "latency": latency_table,
+    "evaluation": evaluation_table,
+    "toy": toy_table,
 }
 
 

@@ -13,18 +13,16 @@ from rich.text import Text
 
 from drift_policy.errors import ConfigurationError, UserError
 
-_EXIT_CODE = 2
-
 
 @contextmanager
 def command_line() -> Iterator[Console]:
-    """Give a console; print a `UserError` as one paragraph on standard error and exit with code 2."""
+    """Give a console; print a `UserError` as one paragraph on standard error and exit with its code."""
     console = Console()
     try:
         yield console
     except UserError as error:
-        Console(stderr=True).print(Panel(Text(str(error)), title="error", border_style="red", title_align="left"))
-        sys.exit(_EXIT_CODE)
+        Console(stderr=True).print(Panel(Text(str(error)), title=error.title, border_style="red", title_align="left"))
+        sys.exit(error.exit_code)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

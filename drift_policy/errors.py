@@ -1,8 +1,20 @@
-"""Errors that a user can act on. The command line prints their message without a traceback and exits with code 2."""
+"""Errors that a user can act on. The command line prints their message without a traceback and exits with their code."""
+
+from typing import ClassVar
 
 
 class UserError(Exception):
     """Something the user gave does not fit; the message says what was given, what is expected and what to do."""
+
+    title: ClassVar[str] = "error"  # heading of the message
+    exit_code: ClassVar[int] = 2
+
+
+class RunStoppedError(UserError):
+    """The user stopped a run; the message says how to go on."""
+
+    title = "stopped"
+    exit_code = 130  # as shells report an interrupted program
 
 
 class ConfigurationError(UserError):

@@ -10,17 +10,13 @@ writes three pictures and `toy_2d.json` and prints the distances, in a few minut
 """
 
 import argparse
-import json
 import math
-import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import matplotlib
 import ot
 import torch
 from matplotlib import pyplot as plt
@@ -31,6 +27,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from drift_policy.drift import drift_loss
+from drift_policy.manifest import describe_run, write_json
 
 NUM_GENERATED = 128  # samples a step
 NUM_POSITIVES = 256  # fresh target samples a step
@@ -314,20 +311,10 @@ def summary(run: Run) -> dict[str, object]:
 
 def report(steps: int, seed: int, runs: dict[str, Run], antisymmetry: dict[str, Run]) -> dict[str, object]:
     """Return everything measured, with what is needed to repeat it."""
-    # Marked "-dirty" where the working tree is not the commit.
-    describe = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return {
-        "command": shlex.join(["python", *sys.argv]),
-        "commit": commit.stdout.strip() or None,
+        **describe_run("examples/toy_2d.py", sys.argv[1:]),
         "seed": seed,
         "steps": steps,
-        "versions": {
-            "python": sys.version.split()[0],
-            "torch": torch.__version__,
-            "pot": ot.__version__,
-            "matplotlib": matplotlib.__version__,
-        },
         "cases": {
             name: summary(run)
             | ({"mode_shares": [run.left_share, 1 - run.left_share]} if name in BIMODAL_CASES else {})
@@ -369,7 +356,7 @@ def main() -> None:
         if rows:
             draw(rows, title, arguments.out / file_name)
     numbers = report(arguments.steps, arguments.seed, runs, antisymmetry)
-    (arguments.out / "toy_2d.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    write_json(arguments.out / "toy_2d.json", numbers)
     print_tables(runs, antisymmetry)
 
 

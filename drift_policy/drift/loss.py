@@ -74,7 +74,7 @@ def drift_loss(
             "group" takes them for each of the B problems.
 
     Returns:
-        The loss of each problem, [B], and a `DriftInfo`. Half-precision inputs are computed in float32.
+        The loss of each problem, [B], and a `DriftInfo`, both in the precision of `gen`, but at least float32.
 
     Raises:
         ValueError: a wrong shape, a non-finite entry, a bad temperature, floor or scope; names the argument.
@@ -88,7 +88,7 @@ def drift_loss(
         raise ValueError(f"scope must be 'batch' or 'group', but is {scope!r}.")
 
     with torch.autocast(gen.device.type, enabled=False):
-        gen = gen.float()
+        gen = gen.to(torch.promote_types(gen.dtype, torch.float32))
         with torch.no_grad():
             # The loss does not depend on the origin or the unit; both keep float32 exact enough.
             centre = gen.mean(dim=1, keepdim=True)
@@ -103,7 +103,7 @@ def drift_loss(
                 distances / scale.clamp(min=_MIN_SCALE / unit),
                 samples / input_scale,
                 targets._replace(points=targets.points / input_scale),
-                temperatures=torch.tensor(temperatures, dtype=torch.float32, device=gen.device),
+                temperatures=torch.tensor(temperatures, dtype=gen.dtype, device=gen.device),
                 affinity_floor=affinity_floor,
                 scope=scope,
             )
@@ -148,8 +148,8 @@ def _gather_targets(
     weight_gen, weight_pos, weight_neg = weights
     parts = [(samples, weight_gen)]
     if neg is not None:
-        parts.append((neg.float() - centre, weight_neg))
-    parts.append((pos.float() - centre, weight_pos))
+        parts.append((neg.to(centre.dtype) - centre, weight_neg))
+    parts.append((pos.to(centre.dtype) - centre, weight_pos))
     return _Targets(
         points=torch.cat([points for points, _ in parts], dim=1),
         weights=torch.cat([_or_ones(weight, points) for points, weight in parts], dim=1),
@@ -158,7 +158,7 @@ def _gather_targets(
 
 
 def _or_ones(weights: Tensor | None, points: Tensor) -> Tensor:
-    return points.new_ones(points.shape[:2]) if weights is None else weights.float()
+    return points.new_ones(points.shape[:2]) if weights is None else weights.to(points.dtype)
 
 
 def _distances(samples: Tensor, points: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def _normalised_force(
 ) -> tuple[Tensor, Tensor]:
     """Sum over temperatures of the unit-RMS force [B, G, S], and the mean squared force of each, [R]."""
     num_samples, num_targets = distances.shape[1:]
-    self_pairs = torch.eye(num_samples, num_targets, device=distances.device)
+    self_pairs = torch.eye(num_samples, num_targets, dtype=distances.dtype, device=distances.device)
     distances = distances + _SELF_DISTANCE * self_pairs
 
     logits = -distances / temperatures.reshape(-1, 1, 1, 1)  # [R, B, G, M]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def check_weights(name: str, value: Tensor, samples: Tensor) -> None:
 
 def check_temperature(name: str, value: float) -> None:
     """Require a positive finite number."""
-    if not (math.isfinite(value) and value > 0):
+    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be a positive finite number, but is {value!r}.")
 
 

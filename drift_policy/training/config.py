@@ -74,7 +74,9 @@ class TrainConfig:
     name: str  # the run's folder is <output>/<task>/<name>
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    rollout: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(n_episodes=100, start_seed=200000))  # while training
+    rollout: EvaluationConfig = field(
+        default_factory=lambda: EvaluationConfig(n_episodes=100, start_seed=200000)
+    )  # while training
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # at the end, the reported score
     seed: int = 0  # seed of weights, data order and noise
     device: str = "auto"  # "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.data.windows import limit_episodes, split_validation
-from drift_policy.errors import ConfigurationError, UserError
+from drift_policy.errors import ConfigurationError, RunStoppedError, UserError
 from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_manifest, write_artifacts
 from drift_policy.evaluation.rollout import rollout
 from drift_policy.manifest import describe_run, write_json
@@ -81,7 +81,7 @@ def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Pa
     try:
         trainer.run()
     except TrainingInterruptedError:
-        raise UserError(_resume_hint(trainer.state.step, overrides)) from None
+        raise RunStoppedError(_resume_hint(trainer.state.step, overrides)) from None
 
     facts = {
         **describe_run(SCRIPT, overrides),

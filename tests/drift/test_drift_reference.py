@@ -163,3 +163,12 @@ def test_equals_naive_loops(problems: Problems, temperatures: list[float], floor
         assert float(info["force_sq"][temperature]) == pytest.approx(
             expected.force_sq[temperature], rel=2e-3, abs=1e-12
         )
+
+
+def test_double_precision_stays_double() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gen, pos = (torch.randn(2, 4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    loss, info = drift_loss(gen, pos)
+    expected, _ = drift_loss(gen.float(), pos.float())
+    assert loss.dtype == info["scale"].dtype == torch.float64
+    torch.testing.assert_close(loss.float(), expected, rtol=1e-4, atol=1e-5)
