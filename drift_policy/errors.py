@@ -1,4 +1,4 @@
-"""Errors that a user can act on. The command line prints their message without a traceback and exits with their code."""
+"""Errors that a user can act on: the command line prints their message, without a traceback and exits."""
 
 from typing import ClassVar
 
