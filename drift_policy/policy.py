@@ -110,7 +110,8 @@ class Policy(nn.Module):
         Args:
             obs: {key: [B, To, ...]}, tensors or arrays in the units of the demonstrations, oldest step first.
             generator: source of the noise, for a repeatable answer.
-            noise: the noise itself, [B, Tp, Da], standard normal; excludes `generator` for one-step heads.
+            noise: the noise itself, [B, Tp, Da], standard normal; then `generator` only feeds what an
+                iterative head draws on the way.
             noise_scale: factor on the noise; 0.0 gives the most typical chunk. Default: the configuration's.
 
         Returns:
@@ -238,6 +239,8 @@ class Policy(nn.Module):
             given = torch.as_tensor(noise).to(self.device, self.dtype)
             if tuple(given.shape) != (shape[0], *shape[2:]):
                 raise ValueError(f"noise must have shape {[shape[0], *shape[2:]]}, but has {list(given.shape)}.")
+            if given.is_cpu and not bool(torch.isfinite(given).all()):
+                raise ValueError("noise holds NaN or infinity.")
             return given.unsqueeze(1) * scale
         source = self.device if generator is None else generator.device
         drawn = torch.randn(shape, generator=generator, device=source, dtype=self.dtype)

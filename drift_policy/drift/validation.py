@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -50,7 +49,11 @@ def check_weights(name: str, value: Tensor, samples: Tensor) -> None:
 
 def check_temperature(name: str, value: float) -> None:
     """Require a positive finite number."""
-    if not (isinstance(value, Real) and math.isfinite(value) and value > 0):
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be a positive finite number, but is {value!r}.")
 
 

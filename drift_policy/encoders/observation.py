@@ -38,6 +38,9 @@ class ObservationEncoder(nn.Module):
 
     def __init__(self, specs: Mapping[str, ObservationSpec], n_obs_steps: int) -> None:
         super().__init__()
+        taken = [key for key in specs if hasattr(nn.ModuleDict, key)]
+        if taken:
+            raise ConfigurationError(f"Observation key {taken[0]!r} is a name PyTorch uses itself: choose another.")
         self.encoders = nn.ModuleDict(
             {key: ENCODERS[spec.kind](prod(spec.shape), n_obs_steps) for key, spec in specs.items()}
         )

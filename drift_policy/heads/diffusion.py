@@ -23,10 +23,11 @@ class DiffusionHeadConfig:
     def __post_init__(self) -> None:
         if self.sampler not in ("ddpm", "ddim"):
             raise ConfigurationError(f"head.sampler must be 'ddpm' or 'ddim', but is {self.sampler!r}.")
-        if not 1 <= self.num_inference_steps <= self.num_train_steps:
+        steps, inference = self.num_train_steps, self.num_inference_steps
+        # Evenly spaced steps with more than half of them would begin far below the noise they are given.
+        if inference != steps and not 1 <= inference <= steps // 2:
             raise ConfigurationError(
-                f"head.num_inference_steps must be between 1 and num_train_steps ({self.num_train_steps}), "
-                f"but is {self.num_inference_steps}."
+                f"head.num_inference_steps must be num_train_steps ({steps}) or at most half of it, but is {inference}."
             )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from drift_policy.drift import drift_loss
 from drift_policy.drift.loss import Scope
+from drift_policy.drift.validation import check_temperatures
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads.base import ActionHead, Metrics, draw_noise
 
@@ -26,10 +27,10 @@ class DriftHeadConfig:
             raise ConfigurationError(
                 f"head.samples_per_observation must be at least 1, but is {self.samples_per_observation}."
             )
-        if not self.temperatures or min(self.temperatures) <= 0 or len(set(self.temperatures)) < len(self.temperatures):
-            raise ConfigurationError(
-                f"head.temperatures must be positive and different numbers, but are {self.temperatures}."
-            )
+        try:
+            check_temperatures("head.temperatures", self.temperatures)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
         if not 0 <= self.affinity_floor < 1:
             raise ConfigurationError(f"head.affinity_floor must be in [0, 1), but is {self.affinity_floor}.")
         if self.scope not in ("batch", "group"):

@@ -11,8 +11,6 @@ from torch.nn import functional
 from drift_policy.networks.base import ActionNetwork, require
 from drift_policy.networks.embeddings import StepEncoder
 
-OUTPUT_INIT_STD = 0.01
-
 
 @dataclass
 class MlpConfig:
@@ -28,6 +26,9 @@ class MlpConfig:
     layer_norm: bool = False  # normalise the input of each residual block
     dropout: float = 0.0  # probability of dropping a hidden number while training
     diffusion_step_embed_dim: int = 64  # size of the time embedding; unused by one-step heads
+    # Initial weights of the last layer, which set how far apart the first samples of an observation lie: drift starts
+    # that are narrow against the distance of two modes keep one of them.
+    output_init_std: float = 0.01
 
     def __post_init__(self) -> None:
         require(self.width >= 1, f"mlp: width is {self.width}; give at least 1.")
@@ -36,6 +37,7 @@ class MlpConfig:
             self.conditioning in ("concat", "film"),
             f"mlp: conditioning is {self.conditioning!r}; choose 'concat' or 'film'.",
         )
+        require(self.output_init_std >= 0, f"mlp: output_init_std is {self.output_init_std}; give at least 0.")
         require(0.0 <= self.dropout < 1.0, f"mlp: dropout is {self.dropout}; give a probability in [0, 1).")
         require(
             self.diffusion_step_embed_dim >= 4 and self.diffusion_step_embed_dim % 2 == 0,
@@ -95,8 +97,7 @@ class Mlp(ActionNetwork):
             ResidualBlock(width, layer_norm=config.layer_norm, dropout=config.dropout) for _ in range(depth)
         )
         self.output = nn.Linear(width, chunk_size)
-        # The first chunks lie near zero, the middle of the normalised action range, whatever the noise.
-        nn.init.normal_(self.output.weight, std=OUTPUT_INIT_STD)
+        nn.init.normal_(self.output.weight, std=config.output_init_std)
         nn.init.zeros_(self.output.bias)
 
     def generate(self, sample: Tensor, condition: Tensor, time: Tensor | None) -> Tensor:

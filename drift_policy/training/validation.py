@@ -33,14 +33,13 @@ class Validation:
         """
         action = self._batch[ACTION]
         # Its own generator: measuring must not change the course of the training.
-        samples = policy.sample_actions(
-            self._batch["obs"], _SAMPLES, generator=torch.Generator().manual_seed(0), noise_scale=1.0
-        )
+        generator = torch.Generator().manual_seed(0)
+        samples = policy.sample_actions(self._batch["obs"], _SAMPLES, generator=generator, noise_scale=1.0)
         metrics = {"val/action_error": (samples - action.unsqueeze(1)).square().mean().sqrt()}
         normalize = policy.normalizer.normalize
         target, drawn = normalize(ACTION, action).unsqueeze(1), normalize(ACTION, samples)
         metrics |= {"val/action_mse": (drawn - target).square().mean(), "val/spread": sample_spread(drawn)}
         if policy.num_evaluations == 1:
-            typical = policy.sample_actions(self._batch["obs"], 1, noise_scale=0.0)
+            typical = policy.sample_actions(self._batch["obs"], 1, generator=generator, noise_scale=0.0)
             metrics["val/typical_mse"] = (normalize(ACTION, typical) - target).square().mean()
         return {name: float(value) for name, value in metrics.items()}

@@ -51,6 +51,8 @@ WRONG_LOSS_ARGUMENTS: list[tuple[str, dict[str, Any]]] = [
     ("temperatures", {"temperatures": (0.2, 0.0)}),
     ("temperatures", {"temperatures": (-0.2,)}),
     ("temperatures", {"temperatures": (NAN,)}),
+    ("temperatures", {"temperatures": ("warm",)}),
+    ("temperatures", {"temperatures": (None,)}),
     ("temperatures", {"temperatures": (INF,)}),
     ("temperatures", {"temperatures": (0.2, 0.2)}),
     ("affinity_floor", {"affinity_floor": -1e-6}),

