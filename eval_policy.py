@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from drift_policy.cli import command_line, resolved
 from drift_policy.config import parse_config
-from drift_policy.evaluation.evaluate import EvalConfig, evaluate, load_task_env
+from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 
 TASKS = Path(__file__).parent / "configs" / "task"
 
@@ -17,9 +17,8 @@ TASKS = Path(__file__).parent / "configs" / "task"
 def main(cfg: DictConfig) -> None:
     """Compose the configuration and evaluate."""
     with command_line() as console:
-        config = parse_config(EvalConfig, resolved(cfg), "config")
-        env = load_task_env(config.task, TASKS) if config.task else None
-        evaluate(config, env, HydraConfig.get().overrides.task, console)
+        config = parse_config(EvalConfig, resolved(cfg))
+        evaluate(config, TASKS, HydraConfig.get().overrides.task, console)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from drift_policy.training.run import train
 def main(cfg: DictConfig) -> None:
     """Compose the configuration and train."""
     with command_line() as console:
-        config = parse_config(TrainConfig, resolved(cfg), "config")
+        config = parse_config(TrainConfig, resolved(cfg))
         train(config, HydraConfig.get().overrides.task, console)
 
 

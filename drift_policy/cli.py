@@ -1,5 +1,6 @@
 """What the command-line programs share: the console, resolved configurations, and errors without tracebacks."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +12,31 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from drift_policy.errors import ConfigurationError, UserError
+from drift_policy.errors import ConfigurationError, RunStoppedError, UserError
 
 
 @contextmanager
 def command_line() -> Iterator[Console]:
-    """Give a console; print a `UserError` as one paragraph on standard error and exit with its code."""
+    """Give a console; end the program with one paragraph instead of a traceback on what a user can act on.
+
+    That is a `UserError`, which brings its exit code, a full disk, and Ctrl-C.
+    """
     console = Console()
     try:
         yield console
     except UserError as error:
-        Console(stderr=True).print(Panel(Text(str(error)), title=error.title, border_style="red", title_align="left"))
-        sys.exit(error.exit_code)
+        _exit(str(error), error.title, error.exit_code)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _exit(f"The disk is full: {error}. Free some space and run the command again.", "error", UserError.exit_code)
+    except KeyboardInterrupt:
+        _exit("Interrupted.", RunStoppedError.title, RunStoppedError.exit_code)
+
+
+def _exit(message: str, title: str, code: int) -> None:
+    Console(stderr=True).print(Panel(Text(message), title=title, border_style="red", title_align="left"))
+    sys.exit(code)
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

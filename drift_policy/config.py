@@ -13,13 +13,14 @@ from drift_policy.errors import ConfigurationError
 Config = TypeVar("Config")
 
 
-def parse_config(kind: type[Config], values: Mapping[str, Any] | DictConfig, where: str) -> Config:
+def parse_config(kind: type[Config], values: Mapping[str, Any] | DictConfig, where: str = "") -> Config:
     """Return the dataclass `kind` filled with `values`.
 
     Args:
         kind: a dataclass whose field types OmegaConf understands.
         values: field -> value; fields that are left out keep their defaults.
-        where: the name of this part of the configuration, for error messages, for example "policy.head".
+        where: the name of this part of the configuration, for error messages, for example "policy.head"; empty for
+            the whole of it.
 
     Raises:
         ConfigurationError: an unknown field, a value of another type, or a required field without value.
@@ -27,15 +28,16 @@ def parse_config(kind: type[Config], values: Mapping[str, Any] | DictConfig, whe
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
     for key in values:
         if str(key) not in known:
-            raise ConfigurationError(f"{where}.{key!s} does not exist{_suggestion(str(key), known)}.")
+            raise ConfigurationError(f"{_join(where, str(key))} does not exist{_suggestion(str(key), known)}.")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), values)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
-            raise ConfigurationError(f"{where}.{missing[0]} has no value: set {where}.{missing[0]}=... .")
+            name = _join(where, missing[0])
+            raise ConfigurationError(f"{name} has no value: set {name}=... .")
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
-        key = f"{where}.{error.full_key}" if error.full_key else where
+        key = _join(where, error.full_key or "") or "The configuration"
         raise ConfigurationError(f"{key} does not fit: {_first_line(error)}") from error
 
 
@@ -50,6 +52,10 @@ def parse_choice(values: Mapping[str, Any] | DictConfig, where: str) -> tuple[st
     if not isinstance(name, str) or name == MISSING:
         raise ConfigurationError(f"{where}.name has no value: it says which {where} to use.")
     return name, settings
+
+
+def _join(where: str, key: str) -> str:
+    return ".".join(part for part in (where, key) if part)
 
 
 def _suggestion(key: str, known: list[str]) -> str:

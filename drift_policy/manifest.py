@@ -43,8 +43,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _commit() -> str | None:
-    """Return the commit of the source tree, marked if files differ from it; None outside a git checkout."""
+    """Return the commit of the source tree, marked if files differ from it; None for an installed package."""
     root = Path(drift_policy.__file__).parent.parent
+    if not (root / ".git").exists():  # installed elsewhere, perhaps inside the checkout of another project
+        return None
     try:
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.encoders import ObservationEncoder
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads import Metrics, head_kind
+from drift_policy.heads import Generators, Metrics, head_kind
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, PolicyConfig
 from drift_policy.serialization import save_policy
@@ -101,7 +101,7 @@ class Policy(nn.Module):
         self,
         obs: Observation,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         noise: Tensor | np.ndarray | None = None,
         noise_scale: float | None = None,
     ) -> dict[str, Tensor]:
@@ -109,7 +109,8 @@ class Policy(nn.Module):
 
         Args:
             obs: {key: [B, To, ...]}, tensors or arrays in the units of the demonstrations, oldest step first.
-            generator: source of the noise, for a repeatable answer.
+            generator: source of the noise, for a repeatable answer; a list holds one for each observation, so that
+                an answer does not depend on the rest of the batch.
             noise: the noise itself, [B, Tp, Da], standard normal; then `generator` only feeds what an
                 iterative head draws on the way.
             noise_scale: factor on the noise; 0.0 gives the most typical chunk. Default: the configuration's.
@@ -134,7 +135,7 @@ class Policy(nn.Module):
         obs: Observation,
         num_samples: int,
         *,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         noise_scale: float | None = None,
     ) -> Tensor:
         """Draw `num_samples` chunks for each observation, [B, G, Tp, Da], encoding each observation once."""
@@ -194,13 +195,14 @@ class Policy(nn.Module):
         for key, spec in self.config.observations.items():
             if key not in given:
                 raise ValueError(f"obs lacks the key {key!r}: it has {sorted(given)}.")
-            value = torch.as_tensor(given[key]).to(self.device, self.dtype, copy=True)
+            value = torch.as_tensor(given[key])
             if list(value.shape) != list(spec.shape):
                 raise ValueError(
                     f"obs[{key!r}] must have shape {list(spec.shape)} (one step, without batch), "
                     f"but has {list(value.shape)}."
                 )
-            copied[key] = value
+            _check_finite(f"obs[{key!r}]", value)
+            copied[key] = value.to(self.device, self.dtype, copy=True)
         return copied
 
     def _checked(self, obs: Observation) -> dict[str, Tensor]:
@@ -211,7 +213,7 @@ class Policy(nn.Module):
         for key, spec in self.config.observations.items():
             if key not in given:
                 raise ValueError(f"obs lacks the key {key!r}: it has {sorted(given)}.")
-            value = torch.as_tensor(given[key]).to(self.device, self.dtype)
+            value = torch.as_tensor(given[key])
             expected = (self.n_obs_steps, *spec.shape)
             if value.ndim != len(expected) + 1 or tuple(value.shape[1:]) != expected:
                 raise ValueError(
@@ -220,31 +222,43 @@ class Policy(nn.Module):
                 )
             if batch is not None and value.shape[0] != batch:
                 raise ValueError(f"obs[{key!r}] has batch size {value.shape[0]}, but another key has {batch}.")
-            if value.is_cpu and not bool(torch.isfinite(value).all()):
-                raise ValueError(f"obs[{key!r}] holds NaN or infinity: a sensor value is missing.")
+            _check_finite(f"obs[{key!r}]", value)
             batch = value.shape[0]
-            checked[key] = value
+            checked[key] = value.to(self.device, self.dtype)
         return checked
 
     def _noise(
         self,
         noise: Tensor | np.ndarray | None,
         shape: tuple[int, int, int, int],
-        generator: torch.Generator | None,
+        generator: Generators,
         noise_scale: float | None,
     ) -> Tensor:
         """Return scaled noise [B, G, Tp, Da] on the policy's device."""
         scale = self.config.noise_scale if noise_scale is None else noise_scale
         if noise is not None:
-            given = torch.as_tensor(noise).to(self.device, self.dtype)
+            given = torch.as_tensor(noise)
             if tuple(given.shape) != (shape[0], *shape[2:]):
                 raise ValueError(f"noise must have shape {[shape[0], *shape[2:]]}, but has {list(given.shape)}.")
-            if given.is_cpu and not bool(torch.isfinite(given).all()):
-                raise ValueError("noise holds NaN or infinity.")
-            return given.unsqueeze(1) * scale
+            _check_finite("noise", given)
+            return given.to(self.device, self.dtype).unsqueeze(1) * scale
+        if isinstance(generator, list):
+            if len(generator) != shape[0]:
+                raise ValueError(f"generator has {len(generator)} entries, but there are {shape[0]} observations.")
+            drawn = torch.cat([self._draw((1, *shape[1:]), source) for source in generator])
+        else:
+            drawn = self._draw(shape, generator)
+        return drawn * scale
+
+    def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         source = self.device if generator is None else generator.device
-        drawn = torch.randn(shape, generator=generator, device=source, dtype=self.dtype)
-        return drawn.to(self.device) * scale
+        return torch.randn(shape, generator=generator, device=source, dtype=self.dtype).to(self.device)
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    """Refuse NaN and infinity in what the host gives; tensors on an accelerator are not waited for."""
+    if value.is_cpu and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} holds NaN or infinity: a value is missing.")
 
 
 class DriftPolicy(Policy):

@@ -147,8 +147,13 @@ def observation_specs(task: TaskConfig, windows: WindowDataset) -> dict[str, Obs
     }
 
 
-def make_env_factory(env: EnvConfig, render: bool = False) -> Callable[[], gym.Env[Any, Any]]:
+def make_env_factory(env: EnvConfig, max_steps: int, render: bool = False) -> Callable[[], gym.Env[Any, Any]]:
     """Return a function, which processes can exchange, that makes the environment of a task.
+
+    Args:
+        env: the environment.
+        max_steps: length limit of an episode, in place of the limit the environment is registered with.
+        render: whether `env.render()` shall give frames.
 
     Raises:
         ConfigurationError: Gymnasium does not know the environment, or a package it needs is missing.
@@ -164,7 +169,7 @@ def make_env_factory(env: EnvConfig, render: bool = False) -> Callable[[], gym.E
             f"The environment {env.id!r} cannot be made: {error}. Run from the repository root and install the "
             "simulators: pip install -e '.[sim]'."
         ) from error
-    return partial(gym.make, env.id, disable_env_checker=True, **kwargs)
+    return partial(gym.make, env.id, max_episode_steps=max_steps, disable_env_checker=True, **kwargs)
 
 
 def _columns(configs: list[ColumnConfig]) -> list[Column]:

@@ -29,7 +29,10 @@ ENCODERS: dict[str, type[StateEncoder]] = {"state": StateEncoder}
 
 
 class ObservationEncoder(nn.Module):
-    """Encode every key of an observation and concatenate the results.
+    """Encode every key of an observation and concatenate the features, step by step.
+
+    All features of one observation step lie together, oldest step first, so that a network may split the condition
+    into one token a step.
 
     Args:
         specs: key -> what it holds; the order of the keys is the order of the output.
@@ -38,15 +41,14 @@ class ObservationEncoder(nn.Module):
 
     def __init__(self, specs: Mapping[str, ObservationSpec], n_obs_steps: int) -> None:
         super().__init__()
-        taken = [key for key in specs if hasattr(nn.ModuleDict, key)]
+        taken = [key for key in specs if hasattr(nn.ModuleDict(), key)]
         if taken:
             raise ConfigurationError(f"Observation key {taken[0]!r} is a name PyTorch uses itself: choose another.")
-        self.encoders = nn.ModuleDict(
-            {key: ENCODERS[spec.kind](prod(spec.shape), n_obs_steps) for key, spec in specs.items()}
-        )
-        self.output_size = sum(encoder.output_size for encoder in self.encoders.values())  # type: ignore[misc]
+        self.encoders = nn.ModuleDict({key: ENCODERS[spec.kind](prod(spec.shape)) for key, spec in specs.items()})
+        self.output_size = n_obs_steps * sum(encoder.output_size for encoder in self.encoders.values())  # type: ignore[misc]
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Map normalised observations {key: [B, To, ...]} to one condition vector [B, C]."""
         encoded = [encoder(observations[key]) for key, encoder in self.encoders.items()]
-        return encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=1)
+        features = encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=2)
+        return features.flatten(start_dim=1)

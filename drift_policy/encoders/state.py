@@ -4,17 +4,16 @@ from torch import Tensor, nn
 
 
 class StateEncoder(nn.Module):
-    """Concatenate the observation steps of a low-dimensional key.
+    """Pass a low-dimensional key on as it is: normalised numbers need no encoding.
 
     Args:
         size: dimensions of one step, Do.
-        n_obs_steps: observation steps, To.
     """
 
-    def __init__(self, size: int, n_obs_steps: int) -> None:
+    def __init__(self, size: int) -> None:
         super().__init__()
-        self.output_size = size * n_obs_steps
+        self.output_size = size
 
     def forward(self, value: Tensor) -> Tensor:
-        """Map normalised observations [B, To, Do] to [B, To * Do]."""
-        return value.flatten(start_dim=1)
+        """Return the features [B, To, Do] of normalised observations [B, To, Do]."""
+        return value

@@ -41,7 +41,9 @@ def picture_action_fan(policy: Policy, make_env: MakeEnv, seed: int, path: Path,
     for axis, (frame, samples, step) in zip(axes.flat, moments, strict=True):
         _draw(axis, frame, samples, policy.n_obs_steps - 1, _scene_size(env))
         axis.set_title(f"step {step}")
-    figure.suptitle(f"{_SAMPLES} samples from one observation; {policy.num_evaluations} network evaluation(s) each")
+    figure.suptitle(
+        f"{_SAMPLES} samples from one observation, noise as in training, {policy.num_evaluations} evaluation(s) each"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)

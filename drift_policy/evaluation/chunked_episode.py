@@ -1,6 +1,7 @@
 """A Gymnasium wrapper that executes whole action chunks and stacks the last observations."""
 
 from collections import deque
+from math import inf
 from typing import Any
 
 import gymnasium as gym
@@ -29,7 +30,7 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
         self._max_steps = max_steps
-        self._score, self._success, self._steps, self._over = 0.0, False, 0, True
+        self._score, self._success, self._steps, self._over = -inf, False, 0, True
 
         single: spaces.Space[Any] = env.observation_space
         boxes: dict[str, spaces.Space[Any]] = {SINGLE_KEY: single}
@@ -44,7 +45,7 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
         """Start an episode and return its first observation, To times."""
         observation, _ = self.env.reset(seed=seed, options=options)
         self._history.extend([self._as_mapping(observation)] * (self._history.maxlen or 1))
-        self._score, self._success, self._steps, self._over = 0.0, False, 0, False
+        self._score, self._success, self._steps, self._over = -inf, False, 0, False
         return self._stacked(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from drift_policy.config import parse_config
+from drift_policy.device import choose_device
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.action_fan import picture_action_fan
 from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout
@@ -30,17 +31,24 @@ class EvalConfig:
     ckpt: str  # run folder, checkpoint folder, or hf://owner/name
     evaluation: EvaluationConfig  # which episodes
     task: str | None = None  # task to evaluate in; null is the one the checkpoint was trained for
-    device: str = "cpu"  # "cpu", "cuda", ...
+    device: str = "cpu"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
     output: str | None = None  # folder of the results; null is the folder eval/ beside the checkpoint
     video_episodes: int = 0  # episodes to film; 0 is no film
 
+    def __post_init__(self) -> None:
+        if self.video_episodes < 0:
+            raise ConfigurationError(f"video_episodes must not be negative, but is {self.video_episodes}.")
 
-def evaluate(config: EvalConfig, env: EnvConfig | None, overrides: Sequence[str], console: Console) -> RolloutResult:
+
+def evaluate(config: EvalConfig, tasks: Path, overrides: Sequence[str], console: Console) -> RolloutResult:
     """Evaluate a checkpoint and write manifest.json.
+
+    The environment always comes from a task file of the installation: a checkpoint only names its task, since an
+    environment that it could choose itself would be code that it could choose.
 
     Args:
         config: the whole configuration.
-        env: the environment of `config.task`, or None to take the checkpoint's own.
+        tasks: folder of the task files.
         overrides: the command-line arguments, recorded in the manifest.
         console: where to report.
 
@@ -48,9 +56,12 @@ def evaluate(config: EvalConfig, env: EnvConfig | None, overrides: Sequence[str]
         UserError: the checkpoint cannot be read, or does not fit the task.
     """
     folder = resolve_checkpoint(config.ckpt)
-    policy = load_policy(folder, config.device)
-    env = env or _checkpoint_env(policy, folder)
-    console.print(f"policy   {folder}: trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
+    policy = load_policy(folder, choose_device(config.device))
+    task = config.task or policy.metadata.get("task")
+    if not isinstance(task, str):
+        raise CheckpointError(f"{folder} does not say which task it was trained for: give task=<name>.")
+    env = load_task_env(task, tasks)
+    console.print(f"policy   {folder}, task {task}", highlight=False)
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
     manifest = {
@@ -80,7 +91,7 @@ def evaluate_checkpoint(policy: Policy, env: EnvConfig, config: EvaluationConfig
         def on_episode(_: Episode) -> None:
             progress.advance(bar)
 
-        result = rollout(policy, make_env_factory(env), config, on_episode)
+        result = rollout(policy, make_env_factory(env, config.max_steps), config, on_episode)
     name = str(policy.metadata.get("score_name", "score"))
     table = Table(title=f"{config.n_episodes} episodes, seeds from {config.start_seed}, {config.max_steps} steps")
     table.add_column("")
@@ -112,13 +123,12 @@ def write_artifacts(
     policy: Policy, env: EnvConfig, config: EvaluationConfig, folder: Path, video_episodes: int, console: Console
 ) -> None:
     """Film some test episodes and draw the action fan."""
-    make_env = make_env_factory(env, render=True)
+    make_env = make_env_factory(env, config.max_steps, render=True)
     picture_action_fan(policy, make_env, config.start_seed, folder / "action_fan.png", config.max_steps)
     written = "action_fan.png"
     if video_episodes:
-        seeds = range(config.start_seed, config.start_seed + video_episodes)
         with console.status(f"filming {video_episodes} episodes"):
-            film_rollouts(policy, make_env, seeds, folder / "rollouts.mp4", max_steps=config.max_steps, fps=env.fps)
+            film_rollouts(policy, make_env, config, video_episodes, folder / "rollouts.mp4", env.fps)
         written += ", rollouts.mp4"
     console.print(f"pictures {folder}: {written}", highlight=False)
 
@@ -133,17 +143,10 @@ def load_task_env(task: str, folder: Path) -> EnvConfig:
     Raises:
         ConfigurationError: there is no such task.
     """
-    path = folder / f"{task}.yaml"
-    if not path.is_file():
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
+    known = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    if task not in known:
         raise ConfigurationError(f"task={task} does not exist: expected one of {', '.join(known)}.")
-    return parse_config(EnvConfig, OmegaConf.load(path).env, "task.env")
-
-
-def _checkpoint_env(policy: Policy, folder: Path) -> EnvConfig:
-    if "env" not in policy.metadata:
-        raise CheckpointError(f"{folder} does not say which task it was trained for: give task=<name>.")
-    return parse_config(EnvConfig, policy.metadata["env"], "metadata.env")
+    return parse_config(EnvConfig, OmegaConf.load(known[task]).env, "task.env")
 
 
 def _default_output(ckpt: str, folder: Path) -> Path:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -132,9 +133,8 @@ def rollout(
 
 @contextmanager
 def _vector_env(policy: Policy, make_env: MakeEnv, config: EvaluationConfig, n_envs: int) -> Iterator[VectorEnv]:
-    def make_chunked() -> ChunkedEpisode:
-        return ChunkedEpisode(make_env(), policy.n_obs_steps, policy.n_action_steps, config.max_steps)
-
+    # Worker processes are sent what this holds: sizes, not the policy.
+    make_chunked = partial(_make_chunked, make_env, policy.n_obs_steps, policy.n_action_steps, config.max_steps)
     envs: VectorEnv
     if config.asynchronous:
         # Processes are spawned, because a forked process inherits locked threads and rendering contexts.
@@ -145,6 +145,10 @@ def _vector_env(policy: Policy, make_env: MakeEnv, config: EvaluationConfig, n_e
         yield envs
     finally:
         envs.close()
+
+
+def _make_chunked(make_env: MakeEnv, n_obs_steps: int, n_action_steps: int, max_steps: int) -> ChunkedEpisode:
+    return ChunkedEpisode(make_env(), n_obs_steps, n_action_steps, max_steps)
 
 
 def check_spaces(policy: Policy, envs: VectorEnv) -> None:
@@ -178,18 +182,14 @@ def _decide(
     latency_ms: list[float],
 ) -> None:
     """Write the next chunk of every active slot to `actions` [slots, Ta, Da]."""
-    shape = (1, policy.horizon, policy.action_dim)
     for first in range(0, len(active), config.decision_batch_size):
         slots = active[first : first + config.decision_batch_size]
         indices = [slot.index for slot in slots]
-        noise = torch.cat([torch.randn(shape, generator=slot.generator) for slot in slots])
         started = time.perf_counter()
         chunk = policy.predict_action(
             {key: observation[key][indices] for key in policy.config.observations},
-            noise=noise,
+            generator=[slot.generator for slot in slots],
             noise_scale=config.noise_scale,
-            # Only iterative heads draw from it; it is the first slot's, hence exact for a batch of one.
-            generator=slots[0].generator,
         )
         actions[indices] = chunk["action"].cpu().numpy()
         latency_ms.append((time.perf_counter() - started) * 1000)

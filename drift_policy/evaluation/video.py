@@ -1,6 +1,7 @@
 """Films of rollouts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -8,71 +9,65 @@ from typing import Any
 import gymnasium as gym
 import imageio.v2 as imageio
 import numpy as np
-import torch
-from einops import rearrange
+from numpy.typing import NDArray
 
-from drift_policy.evaluation.rollout import MakeEnv
+from drift_policy.evaluation.rollout import EvaluationConfig, MakeEnv, rollout
 from drift_policy.policy import Policy
 
 _COLUMNS = 4
 # Frames that an ended episode stands still, so that its last state can be seen.
 _HOLD_FRAMES = 10
+Film = list[NDArray[np.uint8]]  # frames [H, W, 3]
+
+
+class _FrameRecorder(gym.Wrapper[Any, Any, Any, Any]):
+    """Appends one film an episode to `films`."""
+
+    def __init__(self, env: gym.Env[Any, Any], films: list[Film]) -> None:
+        super().__init__(env)
+        self._films = films
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        result = self.env.reset(**kwargs)
+        self._films.append([np.asarray(self.env.render())])
+        return result
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        result = self.env.step(action)
+        self._films[-1].append(np.asarray(self.env.render()))
+        return result
 
 
 def film_rollouts(
-    policy: Policy,
-    make_env: MakeEnv,
-    seeds: Sequence[int],
-    path: Path,
-    *,
-    max_steps: int,
-    fps: int = 10,
-) -> list[float]:
-    """Write an mp4 that shows the episodes of `seeds` side by side and return their highest rewards.
+    policy: Policy, make_env: MakeEnv, config: EvaluationConfig, episodes: int, path: Path, fps: int
+) -> None:
+    """Write an mp4 that shows the first episodes of an evaluation side by side, exactly as they were scored.
 
     Args:
         policy: in evaluation mode.
         make_env: makes an environment with render_mode "rgb_array".
-        seeds: one episode each.
+        config: the evaluation.
+        episodes: how many of its episodes to film.
         path: the file, ending in .mp4.
-        max_steps: length limit of an episode.
         fps: environment steps that one second of film shows.
     """
-    films, scores = [], []
-    for seed in seeds:
-        frames, score = _film_episode(policy, make_env(), seed, max_steps)
-        films.append(frames)
-        scores.append(score)
+    films: list[Film] = []
+    one_by_one = replace(config, n_episodes=episodes, n_envs=1, asynchronous=False, decision_batch_size=1)
+    rollout(policy, lambda: _FrameRecorder(make_env(), films), one_by_one)
     path.parent.mkdir(parents=True, exist_ok=True)
-    imageio.mimwrite(path, list(_tile(films)), fps=fps, macro_block_size=2, quality=7)
-    return scores
+    with imageio.get_writer(path, fps=fps, macro_block_size=2, quality=7) as writer:
+        for frame in _tiled_frames(films):
+            writer.append_data(frame)
 
 
-def _film_episode(policy: Policy, env: gym.Env[Any, Any], seed: int, max_steps: int) -> tuple[list[np.ndarray], float]:
-    observation, _ = env.reset(seed=seed)
-    policy.reset()
-    frames = [np.asarray(env.render())]
-    score = 0.0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for _ in range(max_steps):
-            action = policy.select_action(observation).cpu().numpy()
-            observation, reward, terminated, truncated, _ = env.step(action)
-            frames.append(np.asarray(env.render()))
-            score = max(score, float(reward))
-            if terminated or truncated:
-                break
-    policy.reset()
-    env.close()
-    return frames, score
-
-
-def _tile(films: list[list[np.ndarray]]) -> np.ndarray:
-    """Arrange films [time, H, W, 3] of different lengths in a grid, [time, rows * H, columns * W, 3]."""
-    length = max(len(film) for film in films) + _HOLD_FRAMES
-    held = np.stack([np.stack(film + [film[-1]] * (length - len(film))) for film in films])
+def _tiled_frames(films: list[Film]) -> Iterator[NDArray[np.uint8]]:
+    """Arrange films of different lengths in a grid, frame by frame: [rows * H, columns * W, 3]."""
     columns = min(_COLUMNS, len(films))
-    rows = ceil(len(films) / columns)
-    grid = np.zeros((rows * columns, *held.shape[1:]), dtype=held.dtype)
-    grid[: len(films)] = held
-    return rearrange(grid, "(r c) t h w d -> t (r h) (c w) d", r=rows)
+    height, width, channels = films[0][0].shape
+    grid = np.zeros((ceil(len(films) / columns) * height, columns * width, channels), dtype=np.uint8)
+    for time in range(max(len(film) for film in films) + _HOLD_FRAMES):
+        for index, film in enumerate(films):
+            row, column = divmod(index, columns)
+            tile = grid[row * height : (row + 1) * height, column * width : (column + 1) * width]
+            tile[:] = film[min(time, len(film) - 1)]
+        yield grid

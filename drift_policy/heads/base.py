@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from drift_policy.networks import ActionNetwork
 
 Metrics = dict[str, Tensor]
+Generators = torch.Generator | list[torch.Generator] | None  # one for all observations, or one for each
 
 
 class ActionHead(nn.Module, ABC):
@@ -41,7 +42,7 @@ class ActionHead(nn.Module, ABC):
         """
 
     @abstractmethod
-    def sample(self, condition: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, condition: Tensor, noise: Tensor, generator: Generators = None) -> Tensor:
         """Return normalised chunks [B, G, Tp, Da], one for each noise.
 
         Args:

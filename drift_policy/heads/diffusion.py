@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads.base import ActionHead, Metrics, draw_noise
+from drift_policy.heads.base import ActionHead, Generators, Metrics, draw_noise
 from drift_policy.networks import ActionNetwork
 
 
@@ -25,7 +25,7 @@ class DiffusionHeadConfig:
             raise ConfigurationError(f"head.sampler must be 'ddpm' or 'ddim', but is {self.sampler!r}.")
         steps, inference = self.num_train_steps, self.num_inference_steps
         # Evenly spaced steps with more than half of them would begin far below the noise they are given.
-        if inference != steps and not 1 <= inference <= steps // 2:
+        if steps < 1 or inference != steps and not 1 <= inference <= steps // 2:
             raise ConfigurationError(
                 f"head.num_inference_steps must be num_train_steps ({steps}) or at most half of it, but is {inference}."
             )
@@ -76,7 +76,7 @@ class DiffusionHead(ActionHead):
         loss = (predicted - noise).square().mean()
         return loss, {"noise_mse": loss.detach()}
 
-    def sample(self, condition: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, condition: Tensor, noise: Tensor, generator: Generators = None) -> Tensor:
         """Denoise step by step from `noise`; DDPM draws the noise between steps from `generator`."""
         chunk = noise
         extra = {"generator": generator} if self.config.sampler == "ddpm" else {}

@@ -9,7 +9,7 @@ from drift_policy.drift import drift_loss
 from drift_policy.drift.loss import Scope
 from drift_policy.drift.validation import check_temperatures
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads.base import ActionHead, Metrics, draw_noise
+from drift_policy.heads.base import ActionHead, Generators, Metrics, draw_noise
 
 
 @dataclass
@@ -68,7 +68,7 @@ class DriftHead(ActionHead):
             metrics |= {f"force_{temperature:g}": value.sqrt() for temperature, value in info["force_sq"].items()}
         return loss.mean(), metrics
 
-    def sample(self, condition: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, condition: Tensor, noise: Tensor, generator: Generators = None) -> Tensor:
         """Return one chunk for each noise with a single network evaluation; `generator` is not used."""
         chunks: Tensor = self.network(sample=noise, condition=condition)
         return chunks

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads.base import ActionHead, Metrics, draw_noise
+from drift_policy.heads.base import ActionHead, Generators, Metrics, draw_noise
 
 # Networks embed times with sinusoids made for diffusion step numbers; [0, 1] would use only the slowest of them.
 _TIME_SCALE = 100.0
@@ -44,7 +44,7 @@ class FlowHead(ActionHead):
         loss = (velocity - (target - noise)).square().mean()
         return loss, {"velocity_mse": loss.detach()}
 
-    def sample(self, condition: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, condition: Tensor, noise: Tensor, generator: Generators = None) -> Tensor:
         """Follow the velocity from the noise in equal Euler steps; `generator` is not used."""
         steps = self.config.num_inference_steps
         point = noise

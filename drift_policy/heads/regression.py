@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from drift_policy.heads.base import ActionHead, Metrics
+from drift_policy.heads.base import ActionHead, Generators, Metrics
 
 
 @dataclass
@@ -30,7 +30,7 @@ class RegressionHead(ActionHead):
         loss = (self.network(sample=torch.zeros_like(target), condition=condition) - target).square().mean()
         return loss, {"action_mse": loss.detach()}
 
-    def sample(self, condition: Tensor, noise: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, condition: Tensor, noise: Tensor, generator: Generators = None) -> Tensor:
         """Return the same chunk for every noise, which only gives the shape."""
         chunk: Tensor = self.network(sample=torch.zeros_like(noise[:, :1]), condition=condition)
         return chunk.expand_as(noise)

@@ -98,16 +98,15 @@ class CheckpointStore:
         """
         folder = self._folder / LAST
         try:
-            content = json.loads((folder / _STATE_FILE).read_text())
+            state = _read_state(folder / _STATE_FILE)
             ema_policy.load_state_dict(load_file(folder / "model.safetensors"))
             _restore_tensors(load_file(folder / _TENSORS_FILE), policy, optimizer)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder} cannot be resumed ({error}). Delete it to start again, or evaluate one of the other "
                 f"checkpoints in {self._folder}."
             ) from error
-        best = [ScoredCheckpoint(**row) for row in content.pop("best")]
-        return TrainingState(**content, best=best)
+        return state
 
     def save_scored(self, ema_policy: Policy, state: TrainingState, score: float) -> None:
         """Add a checkpoint to the top-k table if its score deserves it, and delete the one that falls out.
@@ -144,6 +143,12 @@ class CheckpointStore:
             old.rename(last)
 
 
+def _read_state(path: Path) -> TrainingState:
+    content = json.loads(path.read_text())
+    best = [ScoredCheckpoint(**row) for row in content.pop("best")]
+    return TrainingState(**content, best=best)
+
+
 def _training_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
     for index, values in optimizer.state_dict()["state"].items():
@@ -177,6 +182,6 @@ def _full_disk_is_user_error(last: Path) -> Iterator[None]:
         if not full and "No space left" not in str(error):
             raise
         raise UserError(
-            f"The disk is full: a checkpoint could not be written. {last} still holds the previous one. "
-            "Free some space, then go on with the same command and resume=true."
+            f"The disk is full: a checkpoint could not be written. If {last} exists, it is the previous one: "
+            "free some space, then go on with the same command and resume=true."
         ) from error

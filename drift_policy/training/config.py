@@ -89,7 +89,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require(self.seed >= 0, f"seed must not be negative, but is {self.seed}.")
         _require(self.video_episodes >= 0, f"video_episodes must not be negative, but is {self.video_episodes}.")
-        _require(bool(self.name) and "/" not in self.name, f"name must be a plain folder name, but is {self.name!r}.")
+        _require(
+            self.name not in ("", ".", "..") and "/" not in self.name,
+            f"name must be a plain folder name, but is {self.name!r}.",
+        )
 
 
 def _require(condition: bool, message: str) -> None:

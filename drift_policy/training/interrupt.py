@@ -1,6 +1,7 @@
 """Ctrl-C and termination signals, taken at a safe point between two steps."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 
@@ -12,10 +13,14 @@ class InterruptGuard:
     """Turns the first SIGINT or SIGTERM into a flag; a second SIGINT interrupts at once.
 
     An exception in the middle of an update would leave weights, average and optimiser out of step with each other.
+
+    Args:
+        announce: called at the first signal.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: Callable[[], None]) -> None:
         self._requested = False
+        self._announce = announce
         self._previous = {signal.SIGINT: signal.SIG_DFL, signal.SIGTERM: signal.SIG_DFL}
 
     def __enter__(self) -> "InterruptGuard":
@@ -38,3 +43,4 @@ class InterruptGuard:
         if self._requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._requested = True
+        self._announce()

@@ -1,6 +1,5 @@
 """A training run from configuration to scored checkpoint, film and pictures."""
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.data.windows import limit_episodes, split_validation
-from drift_policy.errors import ConfigurationError, RunStoppedError, UserError
+from drift_policy.device import choose_device
+from drift_policy.errors import ConfigurationError, RunStoppedError
 from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_manifest, write_artifacts
 from drift_policy.evaluation.rollout import rollout
 from drift_policy.manifest import describe_run, write_json
@@ -26,11 +25,10 @@ from drift_policy.training.config import TrainConfig
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
 from drift_policy.training.interrupt import TrainingInterruptedError
+from drift_policy.training.run_folder import SCRIPT, claimed_folder, record_settings, resume_command
 from drift_policy.training.tracking import make_trackers
 from drift_policy.training.trainer import Evaluate, Trainer, TrainingData
 
-SCRIPT = "train_policy.py"
-_CONFIG_FILE = "config.yaml"
 # Settings that may change between the parts of a resumed run, because they do not change its course.
 _FREE_SETTINGS = ("resume", "logger", "video_episodes", "evaluation", "allow_download", "data_path", "output")
 
@@ -50,18 +48,30 @@ def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Pa
     device = choose_device(config.device)
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
-    make_env = make_env_factory(config.task.env)  # before hours of training, not after
     store = CheckpointStore(run_dir, config.trainer.keep_best)
-    _prepare_folder(run_dir, config, store, overrides)
+    with claimed_folder(run_dir, store, config.resume, overrides):
+        _train(config, run_dir, store, device, overrides, console)
+    return run_dir
 
-    console.print(f"run      {run_dir}", highlight=False)
-    demonstrations = load_demonstrations(
-        config.task, config.data_path, config.allow_download, partial(console.print, highlight=False)
-    )
-    console.print(f"data     {demonstrations.buffer.summary()}", highlight=False)
+
+def _train(
+    config: TrainConfig,
+    run_dir: Path,
+    store: CheckpointStore,
+    device: torch.device,
+    overrides: Sequence[str],
+    console: Console,
+) -> None:
+    say = partial(console.print, highlight=False)
+    make_env = make_env_factory(config.task.env, config.rollout.max_steps)  # before hours of training, not after
+    say(f"run      {run_dir}")
+    demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
+    say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
     policy, data = build_policy_and_data(config, demonstrations, device)
-    console.print(f"policy   {_describe_policy(policy)} on {device}", highlight=False)
+    say(f"policy   {_describe_policy(policy)} on {device}")
+    data_facts = demonstrations.describe(config.task.dataset.name)
+    settings = {**_course_of_a_run(config), "data_sha256": data_facts["sha256"]}
 
     trainer = Trainer(
         policy,
@@ -73,20 +83,22 @@ def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Pa
         evaluate=_make_evaluate(config, make_env) if config.trainer.rollout_every else None,
         seed=config.seed,
     )
+    record_settings(run_dir, settings, config.resume)
     if config.resume:
         trainer.resume()
-        console.print(f"resume   from step {trainer.state.step}", highlight=False)
-    settings = {**_comparable(config), "data": demonstrations.describe(config.task.dataset.name)}
+        say(f"resume   from step {trainer.state.step}")
     trainer.trackers = make_trackers(config.logger, run_dir, settings, trainer.state.step)
     try:
         trainer.run()
     except TrainingInterruptedError:
-        raise RunStoppedError(_resume_hint(trainer.state.step, overrides)) from None
+        raise RunStoppedError(
+            f"Stopped at step {trainer.state.step}; everything is saved. Go on with: {resume_command(overrides)}"
+        ) from None
 
     facts = {
         **describe_run(SCRIPT, overrides),
         "task": config.task.name,
-        "data": demonstrations.describe(config.task.dataset.name),
+        "data": data_facts,
         "train_windows": len(data.train),
         "training": {
             "steps": trainer.state.step,
@@ -95,11 +107,10 @@ def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Pa
             "checkpoints": [asdict(entry) for entry in trainer.state.best],
         },
         "policy": {**policy.config.to_mapping(), "parameters": _num_parameters(policy)},
-        "config": _comparable(config),
+        "config": _course_of_a_run(config),
         "seed": config.seed,
     }
     _finish(config, run_dir, facts, trainer, console)
-    return run_dir
 
 
 def build_policy_and_data(
@@ -109,10 +120,7 @@ def build_policy_and_data(
     buffer, trainer = demonstrations.buffer, config.trainer
     held_out = split_validation(buffer.n_episodes, trainer.val_ratio)
     training = limit_episodes(~held_out, trainer.max_train_episodes)
-    sizes = {
-        name: config.policy.get(name, getattr(config.task, name))
-        for name in ("horizon", "n_obs_steps", "n_action_steps")
-    }
+    sizes = {name: _step_count(config, name) for name in ("horizon", "n_obs_steps", "n_action_steps")}
     train_set = make_windows(config.task, buffer, training, **sizes)
     stats = train_set.stats_arrays()
     policy_config = policy_config_from_mapping(
@@ -125,7 +133,6 @@ def build_policy_and_data(
     )
     metadata = {
         "task": config.task.name,
-        "env": asdict(config.task.env),
         "score_name": config.task.score_name,
         "action_space": config.task.action_space,
         "data": demonstrations.describe(config.task.dataset.name),
@@ -136,78 +143,21 @@ def build_policy_and_data(
     return policy.to(device), TrainingData(train_set.to(device), validation_set)
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is a GPU where there is one.
-
-    Raises:
-        ConfigurationError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigurationError(
-            f"device={name} cannot be used: {str(error).splitlines()[0]} Try device=auto."
-        ) from error
-    return device
+def _step_count(config: TrainConfig, name: str) -> int:
+    """Return a number of steps of the policy; the task says what it is by default."""
+    value = config.policy.get(name, getattr(config.task, name))
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"policy.{name} must be a whole number of at least 1, but is {value!r}.")
+    return value
 
 
 def _make_evaluate(config: TrainConfig, make_env: Any) -> Evaluate:
     return lambda policy, on_episode: rollout(policy, make_env, config.rollout, on_episode)
 
 
-def _prepare_folder(run_dir: Path, config: TrainConfig, store: CheckpointStore, overrides: Sequence[str]) -> None:
-    """Make the run's folder, or check that the one to resume is of the same configuration."""
-    stored = run_dir / _CONFIG_FILE
-    if config.resume:
-        if not store.has_last():
-            raise UserError(f"There is nothing to resume in {run_dir}: leave out resume=true, or check name=.")
-        before = OmegaConf.to_container(OmegaConf.load(stored))
-        changed = _differences(before, _comparable(config))
-        if changed:
-            raise ConfigurationError(
-                f"The run in {run_dir} was started with other settings for {', '.join(changed)}. Resume it with the "
-                "settings it has, or start a new run with another name=."
-            )
-        return
-    if stored.exists():
-        raise UserError(
-            f"{run_dir} already holds a run. Go on with it: {_command(overrides, 'resume=true')} . "
-            "Or give the new run another name: name=... ."
-        )
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(_comparable(config)), stored)
-    except OSError as error:
-        raise UserError(
-            f"The folder {run_dir} cannot be written ({error}): choose another with output=... ."
-        ) from error
-
-
-def _comparable(config: TrainConfig) -> dict[str, Any]:
+def _course_of_a_run(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that determine the course of a run."""
     return {key: value for key, value in asdict(config).items() if key not in _FREE_SETTINGS}
-
-
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            name
-            for key in dict.fromkeys([*before, *now])
-            for name in _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [] if before == now else [prefix]
-
-
-def _command(overrides: Sequence[str], extra: str) -> str:
-    kept = [override for override in overrides if not override.startswith("resume=")]
-    return shlex.join(["python", SCRIPT, *kept, extra])
-
-
-def _resume_hint(step: int, overrides: Sequence[str]) -> str:
-    return f"Stopped at step {step}; everything is saved. Go on with: {_command(overrides, 'resume=true')}"
 
 
 def _describe_policy(policy: Policy) -> str:

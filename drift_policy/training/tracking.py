@@ -4,6 +4,7 @@ import csv
 import os
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 from drift_policy.errors import ConfigurationError
 from drift_policy.training.config import LoggerConfig
@@ -85,7 +86,7 @@ class WandbTracker:
         self._run = wandb.init(
             project=config.project,
             name=run_dir.name,
-            id=f"{run_dir.parent.name}-{run_dir.name}",
+            id=_run_id(run_dir / "wandb_id.txt"),
             resume="allow" if resume_step else None,
             dir=str(run_dir),
             config=settings,
@@ -105,6 +106,13 @@ class WandbTracker:
         self._run.finish()
 
 
+def _run_id(path: Path) -> str:
+    """Return the identity of a run, which a resumed run keeps."""
+    if not path.is_file():
+        path.write_text(uuid4().hex)
+    return path.read_text()
+
+
 class TensorboardTracker:
     """Writes TensorBoard event files below <run>/tensorboard."""
 
@@ -114,7 +122,7 @@ class TensorboardTracker:
         except ImportError as error:
             raise ConfigurationError("logger=tensorboard needs the package: pip install tensorboard.") from error
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step or None)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Write the metrics of a step."""

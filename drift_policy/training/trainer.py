@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from math import cos, pi
 
 import numpy as np
@@ -47,8 +48,12 @@ def batch_indices(step: int, num_windows: int, batch_size: int, seed: int) -> np
     """
     batches = max(1, num_windows // batch_size)
     epoch, position = divmod(step, batches)
-    order = np.random.default_rng([seed, epoch]).permutation(num_windows)
-    return order[position * batch_size : (position + 1) * batch_size]
+    return _epoch_order(seed, epoch, num_windows)[position * batch_size : (position + 1) * batch_size]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, num_windows: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_windows)
 
 
 class Trainer:
@@ -111,7 +116,7 @@ class Trainer:
         Raises:
             TrainingInterruptedError: a stop was requested; the state has been saved.
         """
-        with self._display, InterruptGuard() as guard:
+        with self._display, InterruptGuard(self._announce_stop) as guard:
             try:
                 while True:
                     self._do_due_events(guard)
@@ -137,7 +142,10 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
         with self._autocast():
-            loss, metrics = self._compute_loss(batch)
+            try:
+                loss, metrics = self._compute_loss(batch)
+            except ValueError as error:  # the drift loss refuses samples that are not finite
+                raise _diverged(step, config) from error
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.gradient_clip)
@@ -195,6 +203,7 @@ class Trainer:
     def _rollout(self, guard: InterruptGuard) -> None:
         if self._evaluate is None:
             return
+        self._require_finite()
         result = self._evaluate(self.ema.policy, lambda _: guard.check())
         self._track({"rollout/score": result.score.mean, "rollout/success": result.success.mean})
         self._display.message(
@@ -204,9 +213,15 @@ class Trainer:
         self._store.save_scored(self.ema.policy, self.state, result.score.mean)
 
     def _save(self) -> None:
+        self._require_finite()
+        self._store.save_last(self.ema.policy, self.policy, self._optimizer, self.state)
+
+    def _require_finite(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.ema.policy.parameters()):
             raise _diverged(self.state.step, self._config)
-        self._store.save_last(self.ema.policy, self.policy, self._optimizer, self.state)
+
+    def _announce_stop(self) -> None:
+        self._display.message("stopping after this step or episode; press Ctrl-C again to stop without saving")
 
     def _track(self, metrics: dict[str, float]) -> None:
         for tracker in self.trackers:

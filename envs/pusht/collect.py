@@ -39,6 +39,12 @@ class CollectConfig:
     start_seed: int = 300000  # first start state; far from those of training rollouts and of the benchmark
     max_attempts: int = 2000  # episodes to try before giving up
 
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ConfigurationError(f"episodes must be at least 1, but is {self.episodes}.")
+        if Path(self.output).exists():
+            raise ConfigurationError(f"output={self.output} exists already: choose another path or delete it first.")
+
 
 class _Recorder(gym.Wrapper[Any, Any, Any, Any]):
     """Keeps what the demonstrations of a Push-T episode consist of."""
@@ -114,7 +120,7 @@ def _as_buffer(episodes: list[dict[str, np.ndarray]]) -> ReplayBuffer:
 def main() -> None:
     """Parse the command line, record and write."""
     with command_line() as console:
-        config = parse_config(CollectConfig, OmegaConf.from_cli(sys.argv[1:]), "collect")
+        config = parse_config(CollectConfig, OmegaConf.from_cli(sys.argv[1:]))
         buffer, attempts = collect(config, load_policy(config.ckpt))
         write_zarr(Path(config.output), buffer, compression_level=9)
         console.print(f"{config.output}: {buffer.summary()}; {attempts} attempts", highlight=False)

@@ -123,24 +123,34 @@ def test_ctrl_c_saves_and_says_how_to_resume(folder: Path) -> None:
         (["policy.horizon=4"], "horizon 4"),
         (["policy=unicycle"], "unicycle"),
         (["device=warp"], "device=warp"),
-        (["data_path=/nowhere/pusht.zarr"], "/nowhere/pusht.zarr"),
+        (["policy.horizon=long"], "policy.horizon must be a whole number"),
+        (["data_path=/nowhere/pusht.zarr"], "/nowhere/pusht.zarr, which does not exist"),
     ],
 )
-def test_wrong_training_settings_are_explained(folder: Path, settings: list[str], expected: str) -> None:
-    arguments = [*SHORT, f"data_path={folder}/pusht.zarr", f"output={folder}/wrong", *settings]
+def test_wrong_training_settings_are_explained(
+    folder: Path, tmp_path: Path, settings: list[str], expected: str
+) -> None:
+    arguments = [*SHORT, f"data_path={folder}/pusht.zarr", f"output={tmp_path}", *settings]
     assert expected in error_of(run("train_policy.py", *arguments))
-    assert not list((folder / "wrong").rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_truncated_demonstrations_are_explained(folder: Path) -> None:
+def test_a_corrected_command_may_use_the_same_folder(folder: Path, tmp_path: Path) -> None:
+    settings = [*SHORT, f"output={tmp_path}", "trainer.num_steps=2", "trainer.rollout_every=0"]
+    assert "does not exist" in error_of(run("train_policy.py", *settings, "data_path=/nowhere/pusht.zarr"))
+    result = run("train_policy.py", *settings, f"data_path={folder}/pusht.zarr")
+    assert result.returncode == 0, result.stderr
+
+
+def test_truncated_demonstrations_are_explained(folder: Path, tmp_path: Path) -> None:
     write_zarr(folder / "cut.zarr", ReplayBuffer({"action": np.ones((50, 2), np.float32)}, np.array([50])))
     chunk = max((path for path in (folder / "cut.zarr" / "data").rglob("*") if path.is_file()), key=os.path.getsize)
     chunk.unlink()
-    text = error_of(run("train_policy.py", *SHORT, f"data_path={folder}/cut.zarr", f"output={folder}/wrong"))
-    assert "cut.zarr" in text
+    text = error_of(run("train_policy.py", *SHORT, f"data_path={folder}/cut.zarr", f"output={tmp_path}"))
+    assert "cut.zarr" in text and "missing" in text
 
 
-def test_nan_in_demonstrations_is_explained(folder: Path) -> None:
+def test_nan_in_demonstrations_is_explained(folder: Path, tmp_path: Path) -> None:
     data = {
         "action": np.ones((60, 2), np.float32),
         "state": np.ones((60, 5), np.float32),
@@ -149,7 +159,7 @@ def test_nan_in_demonstrations_is_explained(folder: Path) -> None:
     buffer = ReplayBuffer({name: array.copy() for name, array in data.items()}, np.array([30, 60]))
     buffer.data["state"][41, 0] = np.nan  # after the buffer's own check, as a damaged file would be
     write_zarr(folder / "nan.zarr", buffer)
-    text = error_of(run("train_policy.py", *SHORT, f"data_path={folder}/nan.zarr", f"output={folder}/wrong"))
+    text = error_of(run("train_policy.py", *SHORT, f"data_path={folder}/nan.zarr", f"output={tmp_path}"))
     assert "state" in text and "NaN" in text
 
 
@@ -161,6 +171,8 @@ def test_nan_in_demonstrations_is_explained(folder: Path) -> None:
         (["ckpt={run}", "task=psht"], "task=psht does not exist"),
         (["ckpt={run}", "evaluation.n_episodes=0"], "n_episodes"),
         (["ckpt={run}", "evaluation.sead=0"], "sead"),
+        (["ckpt={run}", "device=warp"], "device=warp"),
+        (["ckpt={run}", "video_episodes=-1"], "video_episodes"),
     ],
 )
 def test_wrong_evaluation_settings_are_explained(trained: Path, settings: list[str], expected: str) -> None:

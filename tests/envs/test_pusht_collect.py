@@ -18,7 +18,7 @@ def test_recorded_episodes_replay_to_the_same_states(monkeypatch, tmp_path) -> N
     original = collect_module._play
     monkeypatch.setattr(collect_module, "_play", lambda *arguments: original(*arguments) or True)
     policy = tiny_policy(observations={"obs": 20})
-    config = CollectConfig(ckpt="", output="", episodes=2, start_seed=300000)
+    config = CollectConfig(ckpt="", output="unused.zarr", episodes=2, start_seed=300000)
     buffer, attempts = collect(config, policy)
     assert (attempts, buffer.n_episodes, buffer.n_steps) == (2, 2, 24)
 
@@ -37,6 +37,6 @@ def test_recorded_episodes_replay_to_the_same_states(monkeypatch, tmp_path) -> N
 
 def test_hopeless_policy_is_reported(monkeypatch) -> None:
     monkeypatch.setattr(collect_module, "_MAX_STEPS", 3)
-    config = CollectConfig(ckpt="", output="", episodes=1, max_attempts=2)
+    config = CollectConfig(ckpt="", output="unused.zarr", episodes=1, max_attempts=2)
     with pytest.raises(ConfigurationError, match="Only 0 of 2 episodes succeeded"):
         collect(config, tiny_policy(observations={"obs": 20}))

@@ -17,7 +17,7 @@ from drift_policy.task import EnvConfig, make_env_factory
 from tests.helpers.point_env import ID, PointEnv
 from tests.helpers.policies import tiny_policy
 
-MAKE_ENV: Callable[[], gym.Env[Any, Any]] = make_env_factory(EnvConfig(id=ID))
+MAKE_ENV: Callable[[], gym.Env[Any, Any]] = make_env_factory(EnvConfig(id=ID), 1000)
 
 
 def point_policy(head: str = "drift", seed: int = 0) -> Policy:
@@ -111,7 +111,7 @@ def test_ended_episode_ignores_chunks_until_reset() -> None:
     np.testing.assert_array_equal(again["obs"], observation["obs"])
     assert (info["steps"], terminated, truncated) == (4, False, False)
     _, info = env.reset(seed=1)
-    assert (info["steps"], info["episode_over"], info["score"]) == (0, False, 0.0)
+    assert (info["steps"], info["episode_over"], info["score"]) == (0, False, -np.inf)
 
 
 def test_checkpoint_of_other_sizes_is_refused() -> None:
@@ -132,6 +132,6 @@ def test_bad_evaluation_values_name_the_field(field: str) -> None:
 
 def test_unknown_environment_is_explained() -> None:
     with pytest.raises(ConfigurationError, match="Nowhere-v0"):
-        make_env_factory(EnvConfig(id="tests.helpers.point_env:test/Nowhere-v0"))
+        make_env_factory(EnvConfig(id="tests.helpers.point_env:test/Nowhere-v0"), 10)
     with pytest.raises(ConfigurationError, match="no_such_module"):
-        make_env_factory(EnvConfig(id="no_such_module:test/Point-v0"))
+        make_env_factory(EnvConfig(id="no_such_module:test/Point-v0"), 10)

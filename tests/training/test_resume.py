@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from rich.console import Console
 from safetensors.torch import load_file
 
+from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.training import trainer as trainer_module
 from drift_policy.training.run import train
-from tests.helpers.point_task import point_training
+from tests.helpers.point_task import point_demonstrations, point_training
 
 QUIET = Console(quiet=True)
 
@@ -106,6 +108,21 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
     train(point_training(tmp_path), [], QUIET)
     with pytest.raises(ConfigurationError, match=r"trainer\.batch_size"):
         train(point_training(tmp_path, resume=True, trainer={"batch_size": 8}), [], QUIET)
+
+
+def test_resume_on_other_demonstrations_is_refused(tmp_path: Path) -> None:
+    train(point_training(tmp_path), [], QUIET)
+    write_zarr(tmp_path / "other.zarr", point_demonstrations(episodes=11))
+    config = point_training(tmp_path, resume=True, data_path=str(tmp_path / "other.zarr"))
+    with pytest.raises(ConfigurationError, match="data_sha256"):
+        train(config, [], QUIET)
+
+
+def test_folder_of_a_running_training_is_refused(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "point" / "test"
+    run_dir.mkdir(parents=True)
+    with FileLock(run_dir / ".lock"), pytest.raises(UserError, match="Another process"):
+        train(point_training(tmp_path), [], QUIET)
 
 
 def test_starting_over_an_existing_run_is_refused_with_the_resume_command(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from drift_policy import load_policy
+from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, DataError, UserError
 from drift_policy.training import checkpoint as checkpoint_module
 from drift_policy.training.config import TrainerConfig
 from drift_policy.training.ema import Ema
-from drift_policy.training.run import choose_device, train
+from drift_policy.training.run import train
 from drift_policy.training.trainer import batch_indices, learning_rate
 from tests.helpers.point_task import point_training
 from tests.helpers.policies import tiny_policy
@@ -141,7 +142,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: py
 
 def test_divergence_is_reported_and_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = point_training(tmp_path, trainer={"learning_rate": 1e30, "gradient_clip": 1e30, "num_steps": 40})
-    with pytest.raises((UserError, ValueError), match="diverged|finite"):
+    with pytest.raises(UserError, match="diverged"):
         train(config, [], QUIET)
     last = tmp_path / "runs" / "point" / "test" / "checkpoints" / "last"
     if last.exists():
