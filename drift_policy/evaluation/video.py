@@ -57,7 +57,7 @@ def film_rollouts(
     path.parent.mkdir(parents=True, exist_ok=True)
     with imageio.get_writer(path, fps=fps, macro_block_size=2, quality=7) as writer:
         for frame in _tiled_frames(films):
-            writer.append_data(frame)
+            writer.append_data(frame)  # type: ignore[attr-defined]  # missing in the stubs of imageio
 
 
 def _tiled_frames(films: list[Film]) -> Iterator[NDArray[np.uint8]]:
