@@ -19,7 +19,7 @@ from drift_policy.evaluation.video import film_rollouts
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.policy import Policy
 from drift_policy.serialization import load_policy, resolve_checkpoint
-from drift_policy.task import EnvConfig, make_env_factory
+from drift_policy.task import EnvConfig, TaskConfig, make_env_factory
 
 SCRIPT = "eval_policy.py"
 
@@ -30,7 +30,7 @@ class EvalConfig:
 
     ckpt: str  # run folder, checkpoint folder, or hf://owner/name
     evaluation: EvaluationConfig  # which episodes
-    task: str | None = None  # task to evaluate in; null is the one the checkpoint was trained for
+    task: TaskConfig | None = None  # task to evaluate in; null is the one the checkpoint was trained for
     device: str = "cpu"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
     output: str | None = None  # folder of the results; null is the folder eval/ beside the checkpoint
     video_episodes: int = 0  # episodes to film; 0 is no film
@@ -57,11 +57,8 @@ def evaluate(config: EvalConfig, tasks: Path, overrides: Sequence[str], console:
     """
     folder = resolve_checkpoint(config.ckpt)
     policy = load_policy(folder, choose_device(config.device))
-    task = config.task or policy.metadata.get("task")
-    if not isinstance(task, str):
-        raise CheckpointError(f"{folder} does not say which task it was trained for: give task=<name>.")
-    env = load_task_env(task, tasks)
-    console.print(f"policy   {folder}, task {task}", highlight=False)
+    env = config.task.env if config.task else _trained_env(policy, folder, tasks)
+    console.print(f"policy   {folder}, trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
     manifest = {
@@ -133,19 +130,14 @@ def write_artifacts(
     console.print(f"pictures {folder}: {written}", highlight=False)
 
 
-def load_task_env(task: str, folder: Path) -> EnvConfig:
-    """Read the environment of a task from its configuration file.
-
-    Args:
-        task: name of the task.
-        folder: folder of the task files.
-
-    Raises:
-        ConfigurationError: there is no such task.
-    """
-    known = {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+def _trained_env(policy: Policy, folder: Path, tasks: Path) -> EnvConfig:
+    """Return the environment of the task that the checkpoint names, from its task file."""
+    task = policy.metadata.get("task")
+    known = {file.stem: file for file in sorted(tasks.glob("*.yaml"))}
     if task not in known:
-        raise ConfigurationError(f"task={task} does not exist: expected one of {', '.join(known)}.")
+        raise CheckpointError(
+            f"{folder} was trained on the task {task!r}, which is not one of {', '.join(known)}: give task=<name>."
+        )
     return parse_config(EnvConfig, OmegaConf.load(known[task]).env, "task.env")
 
 
