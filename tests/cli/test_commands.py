@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -146,13 +147,10 @@ def test_a_corrected_command_may_use_the_same_folder(folder: Path, tmp_path: Pat
 
 
 def test_truncated_demonstrations_are_explained(folder: Path, tmp_path: Path) -> None:
-    write_zarr(folder / "cut.zarr", ReplayBuffer({"action": np.ones((50, 2), np.float32)}, np.array([50])))
-    chunk = next(
-        path for path in (folder / "cut.zarr" / "data").rglob("*") if path.is_file() and path.suffix != ".json"
-    )
-    chunk.unlink()
+    shutil.copytree(folder / "pusht.zarr", folder / "cut.zarr")
+    next((folder / "cut.zarr" / "data" / "action" / "c").rglob("0")).rename(folder / "chunk")
     text = error_of(run("train_policy.py", *SHORT, f"data_path={folder}/cut.zarr", f"output={tmp_path}"))
-    assert "cut.zarr" in text and "missing" in text
+    assert "cut.zarr" in text and "incomplete" in text
 
 
 def test_nan_in_demonstrations_is_explained(folder: Path, tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ import torch
 from drift_policy.encoders import ObservationEncoder, ObservationSpec
 
 
-def test_steps_then_keys_are_concatenated_in_configuration_order() -> None:
+def test_keys_of_a_step_lie_together_in_configuration_order() -> None:
     encoder = ObservationEncoder({"pose": ObservationSpec(shape=[3]), "goal": ObservationSpec(shape=[1])}, 2)
     pose, goal = torch.arange(12.0).reshape(2, 2, 3), torch.arange(100.0, 104.0).reshape(2, 2, 1)
-    expected = torch.tensor([[0.0, 1, 2, 3, 4, 5, 100, 101], [6.0, 7, 8, 9, 10, 11, 102, 103]])
+    expected = torch.tensor([[0.0, 1, 2, 100, 3, 4, 5, 101], [6.0, 7, 8, 102, 9, 10, 11, 103]])
     assert torch.equal(encoder({"goal": goal, "pose": pose}), expected)
     assert encoder.output_size == 8
 

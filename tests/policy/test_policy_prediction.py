@@ -100,7 +100,7 @@ def test_the_head_sees_normalised_actions_and_observations(monkeypatch: pytest.M
     batch = {"obs": {"b": torch.full((1, 2, 1), 9.0), "a": highest}, "action": torch.full((1, 6, 2), ACTION_LOW)}
     policy.compute_loss(batch)
     torch.testing.assert_close(seen[0], torch.full((1, 6, 2), -1.0))
-    torch.testing.assert_close(seen[1], torch.tensor([[1.0, 0.0, -1.0, 1.0, 1.0, 1.0]]))
+    torch.testing.assert_close(seen[1], torch.tensor([[1.0, 0.0, 1.0, -1.0, 1.0, 1.0]]))
 
 
 @pytest.mark.parametrize(
