@@ -25,7 +25,7 @@ def parse_config(kind: type[Config], values: Mapping[str, Any] | DictConfig, whe
     Raises:
         ConfigurationError: an unknown field, a value of another type, or a required field without value.
     """
-    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # Config is a dataclass
     for key in values:
         if str(key) not in known:
             raise ConfigurationError(f"{_join(where, str(key))} does not exist{_suggestion(str(key), known)}.")

@@ -27,3 +27,9 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, of another format, or does not fit the task."""
+
+
+def require(valid: bool, message: str) -> None:
+    """Raise ConfigurationError(message) unless `valid`."""
+    if not valid:
+        raise ConfigurationError(message)

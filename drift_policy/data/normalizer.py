@@ -61,7 +61,7 @@ class Normalizer(nn.Module):
     @property
     def reference(self) -> Tensor:
         """A tensor that tells device and type; quicker than a walk over the modules of a policy in every decision."""
-        return next(iter(self._buffers.values()))  # type: ignore[return-value]
+        return next(iter(self._buffers.values()))  # type: ignore[return-value]  # none is None
 
     def normalize(self, key: str, value: Tensor) -> Tensor:
         """Map `value` [..., D] from the units of the data to [-1, 1]."""
@@ -78,7 +78,7 @@ class Normalizer(nn.Module):
             raise CheckpointError(
                 "The policy has no normaliser yet: call policy.set_normalizer(Normalizer.fit(...)) before using it."
             )
-        return self._buffers[f"scale_{key}"], self._buffers[f"offset_{key}"]  # type: ignore[return-value]
+        return self._buffers[f"scale_{key}"], self._buffers[f"offset_{key}"]  # type: ignore[return-value]  # none is None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

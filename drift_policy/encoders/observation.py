@@ -44,8 +44,9 @@ class ObservationEncoder(nn.Module):
         taken = [key for key in specs if hasattr(nn.ModuleDict(), key)]
         if taken:
             raise ConfigurationError(f"Observation key {taken[0]!r} is a name PyTorch uses itself: choose another.")
-        self.encoders = nn.ModuleDict({key: ENCODERS[spec.kind](prod(spec.shape)) for key, spec in specs.items()})
-        self.output_size = n_obs_steps * sum(encoder.output_size for encoder in self.encoders.values())  # type: ignore[misc]
+        encoders = {key: ENCODERS[spec.kind](prod(spec.shape)) for key, spec in specs.items()}
+        self.encoders = nn.ModuleDict(encoders)
+        self.output_size = n_obs_steps * sum(encoder.output_size for encoder in encoders.values())
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         """Map normalised observations {key: [B, To, ...]} to one condition vector [B, C]."""

@@ -153,13 +153,13 @@ def _make_chunked(make_env: MakeEnv, n_obs_steps: int, n_action_steps: int, max_
 
 def check_spaces(policy: Policy, envs: VectorEnv) -> None:
     """Require that the policy sees and commands exactly what the (chunked) environment shows and takes."""
-    action_dim = envs.single_action_space.shape[-1]  # type: ignore[index]
+    action_dim = envs.single_action_space.shape[-1]  # type: ignore[index]  # a Box has a shape
     if policy.action_dim != action_dim:
         raise CheckpointError(
             f"The policy commands {policy.action_dim} numbers, but the environment takes {action_dim}: "
             "the checkpoint belongs to another task."
         )
-    shown = {key: list(box.shape[1:]) for key, box in envs.single_observation_space.items()}  # type: ignore[attr-defined]
+    shown = {key: list(box.shape[1:]) for key, box in envs.single_observation_space.items()}  # type: ignore[attr-defined]  # a Dict
     for key, spec in policy.config.observations.items():
         if shown.get(key) != spec.shape:
             raise CheckpointError(

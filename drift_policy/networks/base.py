@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import require
 
 
-def require(valid: bool, message: str) -> None:
-    """Raise ConfigurationError(message) unless `valid`."""
-    if not valid:
-        raise ConfigurationError(message)
-
-
-class ActionNetwork(nn.Module):
+class ActionNetwork(nn.Module, ABC):
     """Maps G samples per observation to G action chunks.
 
     Subclasses are constructed as `Network(config, horizon=Tp, action_dim=Da, condition_dim=C, time_conditioned=...)`
@@ -77,6 +73,6 @@ class ActionNetwork(nn.Module):
             )
         return self.generate(sample, condition, time)
 
+    @abstractmethod
     def generate(self, sample: Tensor, condition: Tensor, time: Tensor | None) -> Tensor:
         """Compute forward's result from checked inputs; every network implements this."""
-        raise NotImplementedError

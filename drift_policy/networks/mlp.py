@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drift_policy.networks.base import ActionNetwork, require
+from drift_policy.errors import require
+from drift_policy.networks.base import ActionNetwork
 from drift_policy.networks.embeddings import StepEncoder
 
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from drift_policy.networks.base import ActionNetwork, require
+from drift_policy.errors import require
+from drift_policy.networks.base import ActionNetwork
 from drift_policy.networks.embeddings import SinusoidalEmbedding
 
 INIT_STD = 0.02

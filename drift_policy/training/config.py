@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import require
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.task import TaskConfig
 
@@ -37,21 +37,21 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         positive = ("num_steps", "batch_size", "validation_windows", "log_every", "validate_every", "checkpoint_every")
         for name in (*positive, "keep_best"):
-            _require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
+            require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
         for name in ("warmup_steps", "rollout_every", "weight_decay"):
-            _require(getattr(self, name) >= 0, f"trainer.{name} must not be negative, but is {getattr(self, name)}.")
+            require(getattr(self, name) >= 0, f"trainer.{name} must not be negative, but is {getattr(self, name)}.")
         for name in ("learning_rate", "gradient_clip"):
-            _require(getattr(self, name) > 0, f"trainer.{name} must be positive, but is {getattr(self, name)}.")
-        _require(0 <= self.ema_decay < 1, f"trainer.ema_decay must be in [0, 1), but is {self.ema_decay}.")
-        _require(len(self.betas) == 2, f"trainer.betas must be two numbers, but is {self.betas}.")
-        _require(0 <= self.val_ratio < 1, f"trainer.val_ratio must be in [0, 1), but is {self.val_ratio}.")
-        _require(
+            require(getattr(self, name) > 0, f"trainer.{name} must be positive, but is {getattr(self, name)}.")
+        require(0 <= self.ema_decay < 1, f"trainer.ema_decay must be in [0, 1), but is {self.ema_decay}.")
+        require(len(self.betas) == 2, f"trainer.betas must be two numbers, but is {self.betas}.")
+        require(0 <= self.val_ratio < 1, f"trainer.val_ratio must be in [0, 1), but is {self.val_ratio}.")
+        require(
             self.precision in ("float32", "bfloat16"),
             f"trainer.precision must be float32 or bfloat16, but is {self.precision!r}.",
         )
         for name in ("num_threads", "max_train_episodes"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"trainer.{name} must be null or at least 1, but is {value}.")
+            require(value is None or value >= 1, f"trainer.{name} must be null or at least 1, but is {value}.")
 
 
 @dataclass
@@ -62,7 +62,7 @@ class LoggerConfig:
     project: str = "drift-policy"  # Weights & Biases project
 
     def __post_init__(self) -> None:
-        _require(self.name in LOGGERS, f"logger.name must be one of {', '.join(LOGGERS)}, but is {self.name!r}.")
+        require(self.name in LOGGERS, f"logger.name must be one of {', '.join(LOGGERS)}, but is {self.name!r}.")
 
 
 @dataclass
@@ -87,14 +87,9 @@ class TrainConfig:
     video_episodes: int = 8  # episodes filmed at the end; 0 is no film
 
     def __post_init__(self) -> None:
-        _require(self.seed >= 0, f"seed must not be negative, but is {self.seed}.")
-        _require(self.video_episodes >= 0, f"video_episodes must not be negative, but is {self.video_episodes}.")
-        _require(
+        require(self.seed >= 0, f"seed must not be negative, but is {self.seed}.")
+        require(self.video_episodes >= 0, f"video_episodes must not be negative, but is {self.video_episodes}.")
+        require(
             self.name not in ("", ".", "..") and "/" not in self.name,
             f"name must be a plain folder name, but is {self.name!r}.",
         )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigurationError(message)
