@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from drift_policy.data.normalizer import Normalizer
-from drift_policy.encoders import ObservationEncoder
+from drift_policy.encoders import ObservationEncoder, ObservationSpec
+from drift_policy.encoders.backbones import backbone_kind
+from drift_policy.encoders.image import RANGE_TOLERANCE
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads import Generators, Metrics, head_kind
+from drift_policy.heads import Draws, Generators, Metrics, head_kind
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, PolicyConfig
 from drift_policy.serialization import save_policy
 
 Observation = Mapping[str, Tensor | np.ndarray]
+_CROP = "crop."  # prefix of the crops of an image key among the random numbers of a training step
 
 
 class Policy(nn.Module):
@@ -44,9 +47,15 @@ class Policy(nn.Module):
         self.n_action_steps = config.n_action_steps
         self.action_dim = config.action_dim
 
-        sizes = {key: spec.shape[0] for key, spec in config.observations.items()}
+        sizes = {key: spec.shape[0] for key, spec in config.observations.items() if spec.kind == "state"}
         self.normalizer = Normalizer(sizes | {ACTION: config.action_dim})
-        self.encoder = ObservationEncoder(config.observations, config.n_obs_steps)
+        self.encoder = ObservationEncoder(
+            config.observations,
+            config.n_obs_steps,
+            backbone_kind(config.image_backbone_name),
+            config.image_backbone,
+            config.share_image_backbone,
+        )
         kind = head_kind(config.head_name)
         network = build_network(
             config.network_name,
@@ -86,15 +95,31 @@ class Policy(nn.Module):
             )
         self.normalizer.load_state_dict(normalizer.state_dict())
 
-    def compute_loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, Metrics]:
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> Draws:
+        """Return the random numbers of a training step on `batch` observations, one row each, on the CPU.
+
+        Args:
+            batch: B, over all processes if several share a step.
+            generator: their source, on the CPU; PyTorch's default generator if absent.
+        """
+        crops = self.encoder.draw_crops(batch, generator)
+        return self.head.draw(batch, generator) | {f"{_CROP}{key}": corners for key, corners in crops.items()}
+
+    def compute_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> tuple[Tensor, Metrics]:
         """Return the scalar training loss and detached metrics.
 
         Args:
             batch: {"obs": {key: [B, To, ...]} or the array itself for a policy with one key,
-                "action": [B, Tp, Da]}, in the units of the demonstrations.
+                "action": [B, Tp, Da]}, in the units of the demonstrations; images [B, To, C, H, W] are uint8, or float
+                in 0..1.
+            draws: what `draw(B)` returned; drawn here if absent.
         """
         action = self.normalizer.normalize(ACTION, batch[ACTION])
-        return self.head.compute_loss(action, self._encode(self._as_observation(batch["obs"])))
+        drawn = self.draw(len(action)) if draws is None else draws
+        drawn = {name: self._to_device(value) for name, value in drawn.items()}
+        crops = {name.removeprefix(_CROP): value for name, value in drawn.items() if name.startswith(_CROP)}
+        condition = self._encode(self._as_observation(batch["obs"]), crops)
+        return self.head.compute_loss(action, condition, drawn)
 
     @torch.inference_mode()
     def predict_action(
@@ -108,7 +133,8 @@ class Policy(nn.Module):
         """Draw one action chunk for each observation.
 
         Args:
-            obs: {key: [B, To, ...]}, tensors or arrays in the units of the demonstrations, oldest step first.
+            obs: {key: [B, To, ...]}, tensors or arrays in the units of the demonstrations, oldest step first; images
+                are [B, To, C, H, W], uint8 or float in 0..1.
             generator: source of the noise, for a repeatable answer; a list holds one for each observation, so that
                 an answer does not depend on the rest of the batch.
             noise: the noise itself, [B, Tp, Da], standard normal; then `generator` only feeds what an
@@ -119,7 +145,7 @@ class Policy(nn.Module):
             {"action": [B, Ta, Da], "action_pred": [B, Tp, Da]} in the units of the demonstrations.
 
         Raises:
-            ValueError: a missing key, a wrong shape or a non-finite number.
+            ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
         """
         observation = self._checked(obs)
         batch = next(iter(observation.values())).shape[0]
@@ -152,7 +178,7 @@ class Policy(nn.Module):
         The first observation of an episode stands for the missing earlier ones.
 
         Raises:
-            ValueError: a missing key, a wrong shape or a non-finite number.
+            ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
         """
         observation = self._one_step(obs_now)
         if not self._history:
@@ -175,10 +201,17 @@ class Policy(nn.Module):
         """Write config.json and model.safetensors (the normaliser inside) and return the folder."""
         return save_policy(self, folder)
 
-    def _encode(self, observation: Mapping[str, Tensor]) -> Tensor:
-        normalized = {key: self.normalizer.normalize(key, observation[key]) for key in self.config.observations}
-        encoded: Tensor = self.encoder(normalized)
+    def _encode(self, observation: Mapping[str, Tensor], crops: Mapping[str, Tensor] | None = None) -> Tensor:
+        given = {
+            key: self.normalizer.normalize(key, observation[key]) if spec.kind == "state" else observation[key]
+            for key, spec in self.config.observations.items()
+        }
+        encoded: Tensor = self.encoder(given, crops)
         return encoded
+
+    def _to_device(self, value: Tensor) -> Tensor:
+        """Move a tensor to the policy's device, numbers also to its type; bytes and integers stay what they are."""
+        return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
     def _as_observation(self, obs: Any) -> Mapping[str, Any]:
         """Accept the bare array of a policy that has a single observation key."""
@@ -199,10 +232,11 @@ class Policy(nn.Module):
             if list(value.shape) != list(spec.shape):
                 raise ValueError(
                     f"obs[{key!r}] must have shape {list(spec.shape)} (one step, without batch), "
-                    f"but has {list(value.shape)}."
+                    f"but has {list(value.shape)}.{_channels_hint(spec, value)}"
                 )
-            _check_finite(f"obs[{key!r}]", value)
-            copied[key] = value.to(self.device, self.dtype, copy=True)
+            _check_values(f"obs[{key!r}]", spec, value)
+            dtype = value.dtype if spec.kind == "image" and value.dtype == torch.uint8 else self.dtype
+            copied[key] = value.to(self.device, dtype, copy=True)
         return copied
 
     def _checked(self, obs: Observation) -> dict[str, Tensor]:
@@ -216,15 +250,17 @@ class Policy(nn.Module):
             value = torch.as_tensor(given[key])
             expected = (self.n_obs_steps, *spec.shape)
             if value.ndim != len(expected) + 1 or tuple(value.shape[1:]) != expected:
+                meaning = "numbers" if spec.kind == "state" else "channels, height, width"
                 raise ValueError(
                     f"obs[{key!r}] must have shape [B, {', '.join(map(str, expected))}] (batch, observation steps, "
-                    f"numbers), but has {list(value.shape)}."
+                    f"{meaning}), but has {list(value.shape)}.{_channels_hint(spec, value)}"
                 )
             if batch is not None and value.shape[0] != batch:
                 raise ValueError(f"obs[{key!r}] has batch size {value.shape[0]}, but another key has {batch}.")
-            _check_finite(f"obs[{key!r}]", value)
+            _check_values(f"obs[{key!r}]", spec, value)
             batch = value.shape[0]
-            checked[key] = value.to(self.device, self.dtype)
+            dtype = value.dtype if spec.kind == "image" and value.dtype == torch.uint8 else self.dtype
+            checked[key] = value.to(self.device, dtype)
         return checked
 
     def _noise(
@@ -259,6 +295,29 @@ def _check_finite(name: str, value: Tensor) -> None:
     """Refuse NaN and infinity in what the host gives; tensors on an accelerator are not waited for."""
     if value.is_cpu and value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name} holds NaN or infinity: a value is missing.")
+
+
+def _check_values(name: str, spec: ObservationSpec, value: Tensor) -> None:
+    """Refuse numbers that are not finite, and images that are neither bytes nor floats in 0..1."""
+    if spec.kind == "state":
+        _check_finite(name, value)
+        return
+    if value.dtype == torch.uint8:
+        return
+    if not value.is_floating_point():
+        raise ValueError(f"{name} is an image of {value.dtype}: give uint8 (0..255) or float (0..1).")
+    low, high = (float(extreme) for extreme in torch.aminmax(value))
+    # Written so that NaN, with which every comparison fails, is refused.
+    if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
+        raise ValueError(
+            f"{name} is a float image with values from {low:g} to {high:g}: give float images in 0..1, or uint8."
+        )
+
+
+def _channels_hint(spec: ObservationSpec, value: Tensor) -> str:
+    if spec.kind == "image" and value.ndim >= 3 and list(value.shape[-3:]) == [*spec.shape[1:], spec.shape[0]]:
+        return " Its channels come last: move them before the height, for example np.moveaxis(image, -1, -3)."
+    return ""
 
 
 class DriftPolicy(Policy):

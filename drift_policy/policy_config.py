@@ -1,12 +1,14 @@
 """The configuration of a policy, and its conversion from and to JSON-ready mappings."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from drift_policy.config import parse_choice, parse_config
 from drift_policy.encoders import ObservationSpec
+from drift_policy.encoders.backbones import backbone_kind
+from drift_policy.encoders.backbones.resnet18 import Resnet18Config
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import head_kind
 from drift_policy.heads.drift import DriftHeadConfig
@@ -14,6 +16,15 @@ from drift_policy.networks import network_kind
 from drift_policy.networks.mlp import MlpConfig
 
 ACTION = "action"  # key of the demonstrated actions in a batch and in the normaliser
+
+# The parts of a policy that are chosen by name, and how a name is looked up.
+_PARTS: dict[str, Callable[[str], Any]] = {
+    "head": head_kind,
+    "network": network_kind,
+    "image_backbone": backbone_kind,
+}
+_OPTIONAL_PARTS = ("image_backbone",)  # a policy without cameras does not say which
+_SWITCHES = ("share_image_backbone",)
 
 
 @dataclass
@@ -30,6 +41,9 @@ class PolicyConfig:
     head: Any = field(default_factory=DriftHeadConfig)  # settings of that head
     network_name: str = "mlp"  # the generator, a key of drift_policy.networks.NETWORKS
     network: Any = field(default_factory=MlpConfig)  # settings of that network
+    image_backbone_name: str = "resnet18"  # network of the images, a key of drift_policy.encoders.IMAGE_BACKBONES
+    image_backbone: Any = field(default_factory=Resnet18Config)  # settings of that network
+    share_image_backbone: bool = False  # one network for all cameras instead of one each
 
     def __post_init__(self) -> None:
         for name in ("action_dim", "horizon", "n_obs_steps", "n_action_steps"):
@@ -47,19 +61,27 @@ class PolicyConfig:
             raise ConfigurationError(f"policy.observations.{ACTION} would hide the predicted actions: rename that key.")
         if not 0 <= self.noise_scale < math.inf:
             raise ConfigurationError(f"policy.noise_scale must be a number from 0 on, but is {self.noise_scale}.")
-        for part, kind in (("head", head_kind(self.head_name)), ("network", network_kind(self.network_name))):
+        for part, find in _PARTS.items():
+            config = find(getattr(self, f"{part}_name")).config
             settings = getattr(self, part)
-            if not isinstance(settings, kind.config):
+            if not isinstance(settings, config):
                 raise ConfigurationError(
-                    f"policy.{part} {getattr(self, f'{part}_name')!r} needs a {kind.config.__name__}, "
+                    f"policy.{part} {getattr(self, f'{part}_name')!r} needs a {config.__name__}, "
                     f"but has a {type(settings).__name__}."
                 )
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any observation key is an image."""
+        return any(spec.kind == "image" for spec in self.observations.values())
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the configuration as JSON-ready values; the inverse of `policy_config_from_mapping`."""
         values = asdict(self)
-        for part in ("head", "network"):
+        for part in _PARTS:
             values[part] = {"name": values.pop(f"{part}_name"), **values[part]}
+        if not self.has_images:
+            del values["image_backbone"], values["share_image_backbone"]
         return values
 
 
@@ -67,15 +89,19 @@ def policy_config_from_mapping(values: Mapping[str, Any]) -> PolicyConfig:
     """Return the policy configuration that `values` describe.
 
     Args:
-        values: the fields of `PolicyConfig`; "head" and "network" are mappings with a "name" and settings.
+        values: the fields of `PolicyConfig`; "head", "network" and "image_backbone" are mappings with a "name" and
+            settings. "image_backbone" may be left out.
 
     Raises:
         ConfigurationError: an unknown or missing key, an unknown name, a value that does not fit.
     """
     settings = dict(values)
-    head_name, head = parse_choice(settings.pop("head", {}), "policy.head")
-    network_name, network = parse_choice(settings.pop("network", {}), "policy.network")
-    known = PolicyConfig.__dataclass_fields__.keys() - {"head", "head_name", "network", "network_name"}
+    parts: dict[str, Any] = {}
+    for part, find in _PARTS.items():
+        if part in settings or part not in _OPTIONAL_PARTS:
+            name, part_settings = parse_choice(settings.pop(part, {}), f"policy.{part}")
+            parts |= {f"{part}_name": name, part: parse_config(find(name).config, part_settings, f"policy.{part}")}
+    known = PolicyConfig.__dataclass_fields__.keys() - {*_PARTS, *(f"{part}_name" for part in _PARTS)}
     unknown = sorted(settings.keys() - known)
     if unknown:
         raise ConfigurationError(f"policy.{unknown[0]} does not exist; expected some of {', '.join(sorted(known))}.")
@@ -86,20 +112,18 @@ def policy_config_from_mapping(values: Mapping[str, Any]) -> PolicyConfig:
         key: parse_config(ObservationSpec, spec, f"policy.observations.{key}")
         for key, spec in settings.pop("observations").items()
     }
-    return PolicyConfig(
-        observations=observations,
-        head_name=head_name,
-        head=parse_config(head_kind(head_name).config, head, "policy.head"),
-        network_name=network_name,
-        network=parse_config(network_kind(network_name).config, network, "policy.network"),
-        **_typed(settings),
-    )
+    return PolicyConfig(observations=observations, **parts, **_typed(settings))
 
 
 def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the plain numbers of a policy configuration."""
+    """Check the plain numbers and switches of a policy configuration."""
     typed: dict[str, Any] = {}
     for key, value in settings.items():
+        if key in _SWITCHES:
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"policy.{key} must be true or false, but is {value!r}.")
+            typed[key] = value
+            continue
         number = (int, float) if key == "noise_scale" else (int,)
         if isinstance(value, bool) or not isinstance(value, number):
             raise ConfigurationError(f"policy.{key} must be a number, but is {value!r}.")

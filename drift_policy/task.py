@@ -45,8 +45,10 @@ class ColumnConfig:
 class ObservationConfig:
     """One observation key: which columns make it up."""
 
-    columns: list[ColumnConfig]  # their numbers are concatenated
-    kind: str = "state"  # which encoder reads it
+    columns: list[ColumnConfig]  # their numbers are concatenated; an image is one whole column
+    kind: str = "state"  # "state" for numbers, "image" for a camera
+    resize: list[int] | None = None  # images: [height, width] they are scaled to before the crop; null keeps theirs
+    crop: list[int] | None = None  # images: [height, width], random in training, central otherwise; null is no crop
 
 
 @dataclass
@@ -142,7 +144,12 @@ def observation_specs(task: TaskConfig, windows: WindowDataset) -> dict[str, Obs
     """Return what a policy is told about its observations: the kinds of the task, the shapes of the data."""
     sample = windows.batch(np.zeros(1, dtype=np.int64))["obs"]
     return {
-        key: ObservationSpec(kind=observation.kind, shape=list(sample[key].shape[2:]))
+        key: ObservationSpec(
+            kind=observation.kind,
+            shape=list(sample[key].shape[2:]),
+            resize=observation.resize,
+            crop=observation.crop,
+        )
         for key, observation in task.observations.items()
     }
 

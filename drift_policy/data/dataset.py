@@ -12,6 +12,7 @@ from torch import Tensor
 
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.windows import Windows
+from drift_policy.encoders.spec import CHANNELS
 from drift_policy.errors import ConfigurationError, DataError
 
 
@@ -29,7 +30,7 @@ class WindowDataset:
 
     All steps are kept as tensors on one device and batches are gathered there by row number, without a data loader.
     Low-dimensional columns are copied as float32 [N, D] in the units of the data; images stay uint8 in the layout in
-    which they are stored and share memory with the buffer until `to` moves them.
+    which they are stored (channels first or last) and share memory with the buffer until `to` moves them.
 
     Args:
         buffer: the demonstrations.
@@ -99,13 +100,14 @@ class WindowDataset:
         """Gather the windows with these numbers, [B] integers in 0 .. W-1, on the device of the data.
 
         Returns:
-            {"obs": {key: [B,To,D] float32 or [B,To,H,W,C] uint8 as stored}, "action": [B,Tp,Da] float32}, in the
-            units of the data. Steps before or after the episode repeat its first or last step.
+            {"obs": {key: [B,To,D] float32 or [B,To,C,H,W] uint8}, "action": [B,Tp,Da] float32}, in the units of the
+            data. Steps before or after the episode repeat its first or last step. Images that are stored with their
+            channels last are a view with the channels first, which keeps the memory layout that convolutions like.
         """
         rows = self._rows[torch.as_tensor(indices, dtype=torch.int64, device=self.device)]
         observed = rows[:, : self.n_obs_steps]
         return {
-            "obs": {key: tensor[observed] for key, tensor in self._observations.items()},
+            "obs": {key: _channels_first(tensor[observed]) for key, tensor in self._observations.items()},
             "action": self._action[rows],
         }
 
@@ -149,6 +151,12 @@ def _image_tensor(array: NDArray[Any], key: str, columns: Sequence[Column]) -> T
             f"Key '{key}' holds an image, so it must be exactly one whole column, but is {list(columns)}: give every "
             "image a key of its own."
         )
+    last, first = array.shape[3] in CHANNELS, array.shape[1] in CHANNELS
+    if last == first:
+        raise DataError(
+            f"Image column '{columns[0].name}' has shape {list(array.shape)}: expected [N, H, W, C] or [N, C, H, W] with "
+            f"C one of {CHANNELS}, and it must be clear which axis the channels are."
+        )
     if array.dtype != np.uint8:
         raise DataError(
             f"Image column '{columns[0].name}' must be uint8 (0..255), but is {array.dtype}: convert the images, for "
@@ -162,3 +170,9 @@ def _image_tensor(array: NDArray[Any], key: str, columns: Sequence[Column]) -> T
 
 def _is_image(tensor: Tensor) -> bool:
     return tensor.dtype == torch.uint8
+
+
+def _channels_first(gathered: Tensor) -> Tensor:
+    """Show images [B, To, H, W, C] as [B, To, C, H, W]; leave everything else as it is."""
+    is_channels_last = _is_image(gathered) and gathered.shape[-1] in CHANNELS
+    return gathered.movedim(-1, -3) if is_channels_last else gathered

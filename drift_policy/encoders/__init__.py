@@ -1,6 +1,7 @@
 """Observation encoders: one vector per observation, however many samples are drawn from it."""
 
-from drift_policy.encoders.observation import ObservationEncoder, ObservationSpec
-from drift_policy.encoders.state import StateEncoder
+from drift_policy.encoders.backbones import IMAGE_BACKBONES, register_image_backbone
+from drift_policy.encoders.observation import ObservationEncoder
+from drift_policy.encoders.spec import ObservationSpec
 
-__all__ = ["ObservationEncoder", "ObservationSpec", "StateEncoder"]
+__all__ = ["IMAGE_BACKBONES", "ObservationEncoder", "ObservationSpec", "register_image_backbone"]

@@ -1,55 +1,109 @@
-"""The encoder of a whole observation: one encoder per key, their outputs concatenated."""
+"""The encoder of a whole observation: numbers as they are, images through a backbone, all concatenated."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from drift_policy.encoders.state import StateEncoder
+from drift_policy.encoders.backbones import BackboneKind
+from drift_policy.encoders.image import ImagePreprocessing, feature_size
+from drift_policy.encoders.spec import ObservationSpec
 from drift_policy.errors import ConfigurationError
 
-
-@dataclass
-class ObservationSpec:
-    """One observation key of a policy."""
-
-    kind: str = "state"  # which encoder reads it: "state" is a vector of numbers
-    shape: list[int] = field(default_factory=list)  # shape of one step, without batch and time
-
-    def __post_init__(self) -> None:
-        if self.kind not in ENCODERS:
-            raise ConfigurationError(f"Observation kind {self.kind!r} is unknown: expected one of {sorted(ENCODERS)}.")
-        if len(self.shape) != 1 or self.shape[0] < 1:
-            raise ConfigurationError(f"A state observation has the shape [numbers per step], not {self.shape}.")
-
-
-ENCODERS: dict[str, type[StateEncoder]] = {"state": StateEncoder}
+_ALL_CAMERAS = "all_cameras"
 
 
 class ObservationEncoder(nn.Module):
     """Encode every key of an observation and concatenate the features, step by step.
 
     All features of one observation step lie together, oldest step first, so that a network may split the condition
-    into one token a step.
+    into one token a step. Normalised numbers need no encoding; every image becomes one vector.
 
     Args:
         specs: key -> what it holds; the order of the keys is the order of the output.
         n_obs_steps: observation steps, To.
+        backbone: the network of the images; needed where there are any.
+        backbone_config: its settings.
+        share_backbone: one network for all cameras, which must then show images of the same size to it.
+
+    Raises:
+        ConfigurationError: a key that cannot be used, or images that the backbone or its sharing does not allow.
     """
 
-    def __init__(self, specs: Mapping[str, ObservationSpec], n_obs_steps: int) -> None:
+    def __init__(
+        self,
+        specs: Mapping[str, ObservationSpec],
+        n_obs_steps: int,
+        backbone: BackboneKind | None = None,
+        backbone_config: Any = None,
+        share_backbone: bool = False,
+    ) -> None:
         super().__init__()
         taken = [key for key in specs if hasattr(nn.ModuleDict(), key)]
         if taken:
             raise ConfigurationError(f"Observation key {taken[0]!r} is a name PyTorch uses itself: choose another.")
-        encoders = {key: ENCODERS[spec.kind](prod(spec.shape)) for key, spec in specs.items()}
-        self.encoders = nn.ModuleDict(encoders)
-        self.output_size = n_obs_steps * sum(encoder.output_size for encoder in encoders.values())
+        self._n_obs_steps = n_obs_steps
+        self._keys = list(specs)
+        cameras = {key: spec for key, spec in specs.items() if spec.kind == "image"}
+        self.preprocessing = nn.ModuleDict({key: ImagePreprocessing(spec) for key, spec in cameras.items()})
+        self.backbones = nn.ModuleDict()
+        sizes = {key: spec.shape[0] for key, spec in specs.items() if spec.kind == "state"}
+        if cameras:
+            if backbone is None:
+                raise ConfigurationError(f"The images {list(cameras)} need an image backbone.")
+            seen = _first_cameras(cameras, share_backbone)
+            for name, spec in seen.items():
+                self.backbones[name] = backbone.build(backbone_config, spec.shape[0], *spec.input_size)
+            sizes |= {
+                key: feature_size(self._backbone(key), spec) for key, spec in cameras.items()
+            }
+        self.output_size = n_obs_steps * sum(sizes.values())
 
-    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Map normalised observations {key: [B, To, ...]} to one condition vector [B, C]."""
-        encoded = [encoder(observations[key]) for key, encoder in self.encoders.items()]
-        features = encoded[0] if len(encoded) == 1 else torch.cat(encoded, dim=2)
-        return features.flatten(start_dim=1)
+    def draw_crops(self, batch: int, generator: torch.Generator | None) -> dict[str, Tensor]:
+        """Return the random crops of a training step: key -> corners [B, To, 2], for the keys that are cropped."""
+        drawn = {
+            key: preprocessing.draw(batch, self._n_obs_steps, generator)  # type: ignore[operator]  # its own method
+            for key, preprocessing in self.preprocessing.items()
+        }
+        return {key: corners for key, corners in drawn.items() if corners is not None}
+
+    def forward(self, observations: Mapping[str, Tensor], crops: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Map observations to one condition vector [B, C].
+
+        Args:
+            observations: key -> normalised numbers [B, To, D], or images [B, To, C, H, W], uint8 or float in 0..1.
+            crops: key -> corners of the crops [B, To, 2]; the centre is taken without.
+        """
+        features = self._encode_images(observations, crops or {})
+        encoded = [features.get(key, observations[key]) for key in self._keys]
+        joined = encoded[0] if len(encoded) == 1 else torch.cat([part.to(encoded[0].dtype) for part in encoded], dim=2)
+        return joined.flatten(start_dim=1)
+
+    def _encode_images(self, observations: Mapping[str, Tensor], crops: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        images: dict[str, Tensor] = {}
+        for key, preprocessing in self.preprocessing.items():
+            corners = crops[key].flatten(0, 1) if key in crops else None
+            images[key] = preprocessing(observations[key].flatten(0, 1), corners)
+        if _ALL_CAMERAS in self.backbones and len(images) > 1:  # one larger batch instead of several small ones
+            joined = self.backbones[_ALL_CAMERAS](torch.cat(list(images.values())))
+            features = dict(zip(images, joined.chunk(len(images)), strict=True))
+        else:
+            features = {key: self._backbone(key)(image) for key, image in images.items()}
+        return {key: value.unflatten(0, (-1, self._n_obs_steps)) for key, value in features.items()}
+
+    def _backbone(self, camera: str) -> nn.Module:
+        return self.backbones[_ALL_CAMERAS if _ALL_CAMERAS in self.backbones else camera]
+
+
+def _first_cameras(cameras: Mapping[str, ObservationSpec], share: bool) -> dict[str, ObservationSpec]:
+    """Return name of each backbone -> the spec of a camera that it reads."""
+    if not share:
+        return dict(cameras)
+    sizes = {key: (spec.shape[0], *spec.input_size) for key, spec in cameras.items()}
+    if len(set(sizes.values())) > 1:
+        raise ConfigurationError(
+            f"policy.share_image_backbone=true needs cameras of one size after scaling and crop, but they are {sizes}: "
+            "set resize and crop, or give each camera its own weights."
+        )
+    return {_ALL_CAMERAS: next(iter(cameras.values()))}

@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads.base import ActionHead, Generators, Metrics
+from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
 from drift_policy.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from drift_policy.heads.drift import DriftHead, DriftHeadConfig
 from drift_policy.heads.flow import FlowHead, FlowHeadConfig
@@ -36,4 +36,4 @@ def head_kind(name: str) -> HeadKind:
     return HEADS[name]
 
 
-__all__ = ["HEADS", "ActionHead", "Generators", "HeadKind", "Metrics", "head_kind"]
+__all__ = ["HEADS", "ActionHead", "Draws", "Generators", "HeadKind", "Metrics", "head_kind"]

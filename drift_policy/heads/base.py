@@ -14,6 +14,7 @@ from drift_policy.networks import ActionNetwork
 
 Metrics = dict[str, Tensor]
 Generators = torch.Generator | list[torch.Generator] | None  # one for all observations, or one for each
+Draws = dict[str, Tensor]  # the random numbers of a training step, one row an observation: name -> [B, ...]
 
 
 class ActionHead(nn.Module, ABC):
@@ -33,12 +34,21 @@ class ActionHead(nn.Module, ABC):
         """Network evaluations (NFE) that one chunk costs."""
 
     @abstractmethod
-    def compute_loss(self, action: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> Draws:
+        """Return the random numbers that the loss of `batch` observations needs, on the generator's device.
+
+        They are an input of the loss so that they may be functions of the training step alone: a resumed run, several
+        processes and a compiled update then see the same numbers.
+        """
+
+    @abstractmethod
+    def compute_loss(self, action: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
         """Return the scalar training loss and detached metrics.
 
         Args:
             action: normalised demonstrated chunks, [B, Tp, Da].
             condition: encoded observations, [B, C].
+            draws: from `draw(B)`, on the device of `action`.
         """
 
     @abstractmethod
@@ -51,8 +61,7 @@ class ActionHead(nn.Module, ABC):
             generator: source of any further noise that the head draws on the way.
         """
 
-
-def draw_noise(action: Tensor, samples: int = 1) -> Tensor:
-    """Return standard normal noise [B, samples, Tp, Da] on the device of `action` [B, Tp, Da]."""
-    batch, horizon, action_dim = action.shape
-    return torch.randn(batch, samples, horizon, action_dim, device=action.device, dtype=action.dtype)
+    def _draw_noise(self, batch: int, samples: int, generator: torch.Generator | None) -> Tensor:
+        """Return standard normal noise [batch, samples, Tp, Da]."""
+        shape = (batch, samples, self.network.horizon, self.network.action_dim)
+        return torch.randn(shape, generator=generator)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads.base import ActionHead, Generators, Metrics, draw_noise
+from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
 from drift_policy.networks import ActionNetwork
 
 
@@ -67,10 +67,14 @@ class DiffusionHead(ActionHead):
         """The number of denoising steps."""
         return self.config.num_inference_steps
 
-    def compute_loss(self, action: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the mean squared error of the predicted noise at a uniformly drawn step."""
-        noise = draw_noise(action)
-        step = torch.randint(self.config.num_train_steps, (len(action),), device=action.device)
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> Draws:
+        """Return the noise and a uniformly drawn step [batch] of each observation."""
+        step = torch.randint(self.config.num_train_steps, (batch,), generator=generator)
+        return {"noise": self._draw_noise(batch, 1, generator), "step": step}
+
+    def compute_loss(self, action: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
+        """Return the mean squared error of the predicted noise at the drawn step."""
+        noise, step = draws["noise"], draws["step"]
         noisy = self.scheduler.add_noise(action.unsqueeze(1), noise, step)
         predicted = self.network(sample=noisy, condition=condition, time=step.unsqueeze(1).to(noisy.dtype))
         loss = (predicted - noise).square().mean()

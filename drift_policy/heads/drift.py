@@ -9,7 +9,7 @@ from drift_policy.drift import drift_loss
 from drift_policy.drift.loss import Scope
 from drift_policy.drift.validation import check_temperatures
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads.base import ActionHead, Generators, Metrics, draw_noise
+from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
 
 
 @dataclass
@@ -48,9 +48,13 @@ class DriftHead(ActionHead):
         """One, by construction: the iteration happened during training."""
         return 1
 
-    def compute_loss(self, action: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> Draws:
+        """Return the noise of G samples an observation."""
+        return {"noise": self._draw_noise(batch, self.config.samples_per_observation, generator)}
+
+    def compute_loss(self, action: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
         """Return the drifting loss; watch the metrics instead, the loss is nearly constant by construction."""
-        samples = self.network(condition=condition, sample=draw_noise(action, self.config.samples_per_observation))
+        samples = self.network(condition=condition, sample=draws["noise"])
         scope: Scope = "group" if self.config.scope == "group" else "batch"
         loss, info = drift_loss(
             self._kernel_problems(samples),

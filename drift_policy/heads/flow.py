@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads.base import ActionHead, Generators, Metrics, draw_noise
+from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
 
 # Networks embed times with sinusoids made for diffusion step numbers; [0, 1] would use only the slowest of them.
 _TIME_SCALE = 100.0
@@ -34,11 +34,14 @@ class FlowHead(ActionHead):
         """The number of Euler steps."""
         return self.config.num_inference_steps
 
-    def compute_loss(self, action: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
-        """Return the mean squared error of the velocity at a uniformly drawn time."""
-        noise = draw_noise(action)
+    def draw(self, batch: int, generator: torch.Generator | None = None) -> Draws:
+        """Return the noise and a uniformly drawn time [batch, 1] of each observation."""
+        return {"noise": self._draw_noise(batch, 1, generator), "time": torch.rand((batch, 1), generator=generator)}
+
+    def compute_loss(self, action: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
+        """Return the mean squared error of the velocity at the drawn time."""
+        noise, time = draws["noise"], draws["time"]
         target = action.unsqueeze(1)
-        time = torch.rand(noise.shape[:2], device=noise.device, dtype=noise.dtype)
         point = torch.lerp(noise, target, time[:, :, None, None])
         velocity = self.network(sample=point, condition=condition, time=time * _TIME_SCALE)
         loss = (velocity - (target - noise)).square().mean()

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from drift_policy.heads.base import ActionHead, Generators, Metrics
+from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
 
 
 @dataclass
@@ -24,7 +24,11 @@ class RegressionHead(ActionHead):
         """One."""
         return 1
 
-    def compute_loss(self, action: Tensor, condition: Tensor) -> tuple[Tensor, Metrics]:
+    def draw(self, batch: int, generator: Generator | None = None) -> Draws:
+        """Return nothing: the loss has no random part."""
+        return {}
+
+    def compute_loss(self, action: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
         """Return the mean squared error of the chunk."""
         target = action.unsqueeze(1)
         loss = (self.network(sample=torch.zeros_like(target), condition=condition) - target).square().mean()

@@ -56,6 +56,12 @@ def _epoch_order(seed: int, epoch: int, num_windows: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_windows)
 
 
+def step_generator(step: int, seed: int) -> torch.Generator:
+    """Return the source of all random numbers of the update that follows `step` updates (dropout apart)."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
 class Trainer:
     """Optimises a policy, averages it, measures it and saves it.
 
@@ -141,9 +147,10 @@ class Trainer:
         batch = self._windows.batch(batch_indices(step, len(self._windows), config.batch_size, self._seed))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(step, config)
+        draws = self.policy.draw(config.batch_size, step_generator(step, self._seed))
         with self._autocast():
             try:
-                loss, metrics = self._compute_loss(batch)
+                loss, metrics = self._compute_loss(batch, draws)
             except ValueError as error:  # the drift loss refuses samples that are not finite
                 raise _diverged(step, config) from error
         self._optimizer.zero_grad(set_to_none=True)
