@@ -1,14 +1,16 @@
 """Checked conversion of plain mappings (YAML, JSON, command line) to configuration dataclasses."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any, TypeVar, cast
-
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from drift_policy.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 Config = TypeVar("Config")
 
@@ -25,6 +27,10 @@ def parse_config(kind: type[Config], values: Mapping[str, Any] | DictConfig, whe
     Raises:
         ConfigurationError: an unknown field, a value of another type, or a required field without value.
     """
+    # Imported here, so that a policy that is configured in Python gets along without OmegaConf.
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
     known = [field.name for field in fields(kind)]  # type: ignore[arg-type]  # Config is a dataclass
     for key in values:
         if str(key) not in known:
@@ -48,8 +54,8 @@ def parse_choice(values: Mapping[str, Any] | DictConfig, where: str) -> tuple[st
         ConfigurationError: there is no name.
     """
     settings = {str(key): value for key, value in values.items()}
-    name = settings.pop("name", MISSING)
-    if not isinstance(name, str) or name == MISSING:
+    name = settings.pop("name", None)
+    if not isinstance(name, str) or name == "???":  # how OmegaConf writes a missing value
         raise ConfigurationError(f"{where}.name has no value: it says which {where} to use.")
     return name, settings
 

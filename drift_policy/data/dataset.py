@@ -1,4 +1,4 @@
-"""Training batches: windows of observations and actions, gathered by index on any device."""
+"""The windows of a replay buffer: which columns an observation and an action are made of."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.data.window_batches import WindowBatches, is_image
 from drift_policy.data.windows import Windows
 from drift_policy.encoders.spec import CHANNELS
 from drift_policy.errors import ConfigurationError, DataError
@@ -25,10 +26,9 @@ class Column:
     stop: int | None = None  # one after the last number to take; None takes all to the end
 
 
-class WindowDataset:
+class WindowDataset(WindowBatches):
     """W windows of Tp steps of a replay buffer, as batches for `policy.compute_loss`.
 
-    All steps are kept as tensors on one device and batches are gathered there by row number, without a data loader.
     Low-dimensional columns are copied as float32 [N, D] in the units of the data; images stay uint8 in the layout in
     which they are stored (channels first or last) and share memory with the buffer until `to` moves them.
 
@@ -61,7 +61,6 @@ class WindowDataset:
             raise ConfigurationError(
                 f"observations needs at least one key, none of them 'action', but has {list(observations)}."
             )
-        self.n_obs_steps = n_obs_steps
         windows = Windows.create(
             buffer.episode_ends,
             horizon=horizon,
@@ -69,55 +68,19 @@ class WindowDataset:
             n_action_steps=n_action_steps,
             episode_mask=episode_mask,
         )
-        self._rows = torch.from_numpy(windows.rows)
-        self._observations = {key: _gather_key(buffer, key, columns) for key, columns in observations.items()}
-        self._action = _gather_key(buffer, "action", action)
-        if _is_image(self._action):
+        gathered = {key: _gather_key(buffer, key, columns) for key, columns in observations.items()}
+        actions = _gather_key(buffer, "action", action)
+        if is_image(actions):
             raise ConfigurationError(f"The action must be made of numbers, but '{action[0].name}' is an image column.")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @property
-    def device(self) -> torch.device:
-        """Device that holds the data and the batches."""
-        return self._rows.device
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors on the device."""
-        tensors = [*self._observations.values(), self._action, self._rows]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    def to(self, device: torch.device | str) -> "WindowDataset":
-        """Move all tensors to the device and return self."""
-        self._observations = {key: tensor.to(device) for key, tensor in self._observations.items()}
-        self._action = self._action.to(device)
-        self._rows = self._rows.to(device)
-        return self
-
-    def batch(self, indices: Tensor | NDArray[Any]) -> dict[str, Any]:
-        """Gather the windows with these numbers, [B] integers in 0 .. W-1, on the device of the data.
-
-        Returns:
-            {"obs": {key: [B,To,D] float32 or [B,To,C,H,W] uint8}, "action": [B,Tp,Da] float32}, in the units of the
-            data. Steps before or after the episode repeat its first or last step. Images that are stored with their
-            channels last are a view with the channels first, which keeps the memory layout that convolutions like.
-        """
-        rows = self._rows[torch.as_tensor(indices, dtype=torch.int64, device=self.device)]
-        observed = rows[:, : self.n_obs_steps]
-        return {
-            "obs": {key: _channels_first(tensor[observed]) for key, tensor in self._observations.items()},
-            "action": self._action[rows],
-        }
+        super().__init__(gathered, actions, torch.from_numpy(windows.rows), n_obs_steps)
 
     def stats_arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return every step of each low-dimensional key and of "action", [N, D] float32, to fit a normaliser on.
 
         As in Diffusion Policy these are all steps of the buffer, those of validation episodes included.
         """
-        tensors = {**self._observations, "action": self._action}
-        return {key: tensor.cpu().numpy() for key, tensor in tensors.items() if not _is_image(tensor)}
+        tensors = {**self.observations, "action": self.action}
+        return {key: tensor.cpu().numpy() for key, tensor in tensors.items() if not is_image(tensor)}
 
 
 def _gather_key(buffer: ReplayBuffer, key: str, columns: Sequence[Column]) -> Tensor:
@@ -154,8 +117,8 @@ def _image_tensor(array: NDArray[Any], key: str, columns: Sequence[Column]) -> T
     last, first = array.shape[3] in CHANNELS, array.shape[1] in CHANNELS
     if last == first:
         raise DataError(
-            f"Image column '{columns[0].name}' has shape {list(array.shape)}: expected [N, H, W, C] or [N, C, H, W] with "
-            f"C one of {CHANNELS}, and it must be clear which axis the channels are."
+            f"Image column '{columns[0].name}' has shape {list(array.shape)}: expected [N, H, W, C] or [N, C, H, W] "
+            f"with C one of {CHANNELS}, and it must be clear which axis the channels are."
         )
     if array.dtype != np.uint8:
         raise DataError(
@@ -166,13 +129,3 @@ def _image_tensor(array: NDArray[Any], key: str, columns: Sequence[Column]) -> T
         # Memory-mapped images are read-only, which torch warns about; nothing here writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable", category=UserWarning)
         return torch.from_numpy(array)
-
-
-def _is_image(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.uint8
-
-
-def _channels_first(gathered: Tensor) -> Tensor:
-    """Show images [B, To, H, W, C] as [B, To, C, H, W]; leave everything else as it is."""
-    is_channels_last = _is_image(gathered) and gathered.shape[-1] in CHANNELS
-    return gathered.movedim(-1, -3) if is_channels_last else gathered

@@ -1,6 +1,6 @@
 """The encoder of a whole observation: numbers as they are, images through a backbone, all concatenated."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -40,12 +40,11 @@ class ObservationEncoder(nn.Module):
         share_backbone: bool = False,
     ) -> None:
         super().__init__()
-        taken = [key for key in specs if hasattr(nn.ModuleDict(), key)]
-        if taken:
-            raise ConfigurationError(f"Observation key {taken[0]!r} is a name PyTorch uses itself: choose another.")
         self._n_obs_steps = n_obs_steps
         self._keys = list(specs)
+        self._share_backbone = share_backbone
         cameras = {key: spec for key, spec in specs.items() if spec.kind == "image"}
+        _check_names(cameras)
         self.preprocessing = nn.ModuleDict({key: ImagePreprocessing(spec) for key, spec in cameras.items()})
         self.backbones = nn.ModuleDict()
         sizes = {key: spec.shape[0] for key, spec in specs.items() if spec.kind == "state"}
@@ -55,9 +54,7 @@ class ObservationEncoder(nn.Module):
             seen = _first_cameras(cameras, share_backbone)
             for name, spec in seen.items():
                 self.backbones[name] = backbone.build(backbone_config, spec.shape[0], *spec.input_size)
-            sizes |= {
-                key: feature_size(self._backbone(key), spec) for key, spec in cameras.items()
-            }
+            sizes |= {key: feature_size(self._backbone(key), spec) for key, spec in cameras.items()}
         self.output_size = n_obs_steps * sum(sizes.values())
 
     def draw_crops(self, batch: int, generator: torch.Generator | None) -> dict[str, Tensor]:
@@ -77,15 +74,14 @@ class ObservationEncoder(nn.Module):
         """
         features = self._encode_images(observations, crops or {})
         encoded = [features.get(key, observations[key]) for key in self._keys]
-        joined = encoded[0] if len(encoded) == 1 else torch.cat([part.to(encoded[0].dtype) for part in encoded], dim=2)
-        return joined.flatten(start_dim=1)
+        return torch.cat(encoded, dim=2).flatten(start_dim=1)
 
     def _encode_images(self, observations: Mapping[str, Tensor], crops: Mapping[str, Tensor]) -> dict[str, Tensor]:
         images: dict[str, Tensor] = {}
         for key, preprocessing in self.preprocessing.items():
             corners = crops[key].flatten(0, 1) if key in crops else None
             images[key] = preprocessing(observations[key].flatten(0, 1), corners)
-        if _ALL_CAMERAS in self.backbones and len(images) > 1:  # one larger batch instead of several small ones
+        if self._share_backbone and len(images) > 1:  # one larger batch instead of several small ones
             joined = self.backbones[_ALL_CAMERAS](torch.cat(list(images.values())))
             features = dict(zip(images, joined.chunk(len(images)), strict=True))
         else:
@@ -93,7 +89,16 @@ class ObservationEncoder(nn.Module):
         return {key: value.unflatten(0, (-1, self._n_obs_steps)) for key, value in features.items()}
 
     def _backbone(self, camera: str) -> nn.Module:
-        return self.backbones[_ALL_CAMERAS if _ALL_CAMERAS in self.backbones else camera]
+        return self.backbones[_ALL_CAMERAS if self._share_backbone else camera]
+
+
+def _check_names(cameras: Iterable[str]) -> None:
+    """Refuse image keys that cannot name a part of a module."""
+    for key in cameras:
+        if not key or "." in key:
+            raise ConfigurationError(f"Observation key {key!r} cannot be used: keys must not be empty or hold dots.")
+        if hasattr(nn.ModuleDict(), key):
+            raise ConfigurationError(f"Observation key {key!r} is a name PyTorch uses itself: choose another.")
 
 
 def _first_cameras(cameras: Mapping[str, ObservationSpec], share: bool) -> dict[str, ObservationSpec]:

@@ -1,7 +1,7 @@
 """The evaluation command: roll a checkpoint out, print its score, record every episode, film it."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from drift_policy.evaluation.action_fan import picture_action_fan
 from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout
 from drift_policy.evaluation.video import film_rollouts
 from drift_policy.manifest import describe_run, write_json
+from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
 from drift_policy.serialization import load_policy, resolve_checkpoint
 from drift_policy.task import EnvConfig, TaskConfig, make_env_factory
@@ -34,6 +35,7 @@ class EvalConfig:
     device: str = "cpu"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
     output: str | None = None  # folder of the results; null is the folder eval/ beside the checkpoint
     video_episodes: int = 0  # episodes to film; 0 is no film
+    plugins: list[str] = field(default_factory=list)  # modules to import first, for example image backbones of yours
 
     def __post_init__(self) -> None:
         if self.video_episodes < 0:
@@ -55,6 +57,7 @@ def evaluate(config: EvalConfig, tasks: Path, overrides: Sequence[str], console:
     Raises:
         UserError: the checkpoint cannot be read, or does not fit the task.
     """
+    import_plugins(config.plugins)
     folder = resolve_checkpoint(config.ckpt)
     policy = load_policy(folder, choose_device(config.device))
     env = config.task.env if config.task else _trained_env(policy, folder, tasks)

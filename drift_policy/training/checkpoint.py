@@ -10,16 +10,22 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
 from drift_policy.errors import CheckpointError, UserError
 from drift_policy.policy import Policy
@@ -28,7 +34,8 @@ from drift_policy.serialization import INDEX_FILE, save_policy
 LAST = "last"
 _TENSORS_FILE = "training.safetensors"
 _STATE_FILE = "training.json"
-_RNG_CPU, _RNG_CUDA = "rng.cpu", "rng.cuda"
+_WEIGHTS, _MOMENTS = "policy.", "optimizer."
+_MOMENT_NAMES = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass
@@ -69,10 +76,13 @@ class CheckpointStore:
         self._finish_interrupted_swap()
         return (self._folder / LAST / _STATE_FILE).is_file()
 
-    def save_last(
-        self, ema_policy: Policy, policy: Policy, optimizer: torch.optim.Optimizer, state: TrainingState
-    ) -> None:
+    def save_last(self, ema_policy: Policy, tensors: Mapping[str, Tensor], state: TrainingState) -> None:
         """Replace the last checkpoint; the previous one stays valid until the new one is complete.
+
+        Args:
+            ema_policy: the averaged policy.
+            tensors: from `training_tensors`.
+            state: everything else.
 
         Raises:
             UserError: the disk is full.
@@ -81,7 +91,7 @@ class CheckpointStore:
         with _full_disk_is_user_error(last):
             shutil.rmtree(temporary, ignore_errors=True)
             save_policy(ema_policy, temporary)
-            save_file(_training_tensors(policy, optimizer), temporary / _TENSORS_FILE)
+            save_file(dict(tensors), temporary / _TENSORS_FILE)
             (temporary / _STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
             shutil.rmtree(old, ignore_errors=True)
             if last.exists():
@@ -90,8 +100,11 @@ class CheckpointStore:
             shutil.rmtree(old, ignore_errors=True)
             self._write_index(state.best)
 
-    def load_last(self, ema_policy: Policy, policy: Policy, optimizer: torch.optim.Optimizer) -> TrainingState:
-        """Put everything back as it was saved, random generators included.
+    def load_last(self, ema_policy: Policy, policy: Policy) -> tuple[TrainingState, dict[str, Tensor]]:
+        """Put the weights back as they were saved.
+
+        Returns:
+            The state, and the moments for `restore_moments` once there is an optimiser.
 
         Raises:
             CheckpointError: the checkpoint is damaged or of another policy.
@@ -99,14 +112,19 @@ class CheckpointStore:
         folder = self._folder / LAST
         try:
             state = _read_state(folder / _STATE_FILE)
+            tensors = load_file(folder / _TENSORS_FILE)
             ema_policy.load_state_dict(load_file(folder / "model.safetensors"))
-            _restore_tensors(load_file(folder / _TENSORS_FILE), policy, optimizer)
+            policy.load_state_dict(_below(_WEIGHTS, tensors))
+            moments = _below(_MOMENTS, tensors)
+            expected = {f"{name}.{moment}" for name, _ in policy.named_parameters() for moment in _MOMENT_NAMES}
+            if moments.keys() != expected:
+                raise ValueError(f"the optimiser's moments of {len(moments.keys() ^ expected)} tensors do not fit")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise CheckpointError(
                 f"{folder} cannot be resumed ({error}). Delete it to start again, or evaluate one of the other "
                 f"checkpoints in {self._folder}."
             ) from error
-        return state
+        return state, moments
 
     def save_scored(self, ema_policy: Policy, state: TrainingState, score: float) -> None:
         """Add a checkpoint to the top-k table if its score deserves it, and delete the one that falls out.
@@ -149,28 +167,39 @@ def _read_state(path: Path) -> TrainingState:
     return TrainingState(**content, best=best)
 
 
-def _training_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"policy.{name}": tensor for name, tensor in policy.state_dict().items()}
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
-    tensors[_RNG_CPU] = torch.get_rng_state()
-    if policy.device.type == "cuda":
-        tensors[_RNG_CUDA] = torch.cuda.get_rng_state(policy.device)
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def training_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the trained weights and AdamW's moments on the CPU, whole and by name.
+
+    The names make them independent of how many processes shared them. With several processes all must call this; the
+    first one receives the tensors, the others may receive nothing.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = cast(dict[str, Tensor], get_model_state_dict(policy, options=options))
+    states = get_optimizer_state_dict(policy, optimizer, options=options).get("state", {})
+    tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in weights.items()}
+    for name, moments in cast(dict[str, dict[str, Tensor]], states).items():
+        tensors |= {f"{_MOMENTS}{name}.{moment}": value for moment, value in moments.items()}
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _restore_tensors(tensors: dict[str, Tensor], policy: Policy, optimizer: torch.optim.Optimizer) -> None:
-    prefix = "policy."
-    policy.load_state_dict({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors[_RNG_CPU])
-    if policy.device.type == "cuda" and _RNG_CUDA in tensors:
-        torch.cuda.set_rng_state(tensors[_RNG_CUDA], policy.device)
+def restore_moments(policy: Policy, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Give an optimiser the moments that `load_last` returned, split as the policy is now."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in moments.items():
+        name, _, moment = full_name.rpartition(".")
+        states.setdefault(name, {})[moment] = tensor
+    group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+    names = [name for name, _ in policy.named_parameters()]
+    set_optimizer_state_dict(
+        policy,
+        optimizer,
+        {"state": states, "param_groups": [{**group, "params": names}]},  # type: ignore[dict-item]  # its own format
+        options=StateDictOptions(full_state_dict=True),
+    )
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 @contextmanager

@@ -3,8 +3,10 @@
 from copy import deepcopy
 
 import torch
+from torch import Tensor
 
 from drift_policy.policy import Policy
+from drift_policy.training.parallel import full_tensor
 
 
 class Ema:
@@ -15,20 +17,44 @@ class Ema:
     would throw away what it has gathered.
 
     Args:
-        policy: the policy to average; its normaliser is copied once.
+        policy: the policy to average; its buffers (the normaliser) are copied once, later changes of buffers with every
+            `gather`.
         decay: the largest decay.
     """
 
     def __init__(self, policy: Policy, decay: float) -> None:
         self.policy = deepcopy(policy).eval().requires_grad_(False)
         self.num_updates = 0
-        self._decay = decay
+        self._largest_decay = decay
+        self._averaged: list[Tensor] = [parameter.data for parameter in self.policy.parameters()]
+        self._is_sharded = False
+
+    def follow_shards(self, policy: Policy) -> None:
+        """Average the shards of a policy whose parameters were split over processes, from its own values on."""
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        shards: list[Tensor] = []
+        for full, parameter in zip(self._averaged, policy.parameters(), strict=True):
+            assert isinstance(parameter.data, DTensor)
+            shards.append(distribute_tensor(full, parameter.data.device_mesh, parameter.data.placements))
+        self._averaged, self._is_sharded = shards, True
+
+    def next_decay(self) -> float:
+        """Return the decay of the next update."""
+        return min(self._largest_decay, (1 + self.num_updates) / (10 + self.num_updates))
 
     @torch.no_grad()
     def update(self, policy: Policy) -> None:
         """Move the average towards the current weights."""
-        decay = min(self._decay, (1 + self.num_updates) / (10 + self.num_updates))
-        averaged = [parameter.data for parameter in self.policy.parameters()]
         current = [parameter.data for parameter in policy.parameters()]
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        torch._foreach_lerp_(self._averaged, current, 1 - self.next_decay())
         self.num_updates += 1
+
+    @torch.no_grad()
+    def gather(self, policy: Policy) -> None:
+        """Make `self.policy` whole and current; with shards, all processes must call this."""
+        for own, trained in zip(self.policy.buffers(), policy.buffers(), strict=True):
+            own.copy_(trained)
+        if self._is_sharded:
+            for target, shard in zip(self.policy.parameters(), self._averaged, strict=True):
+                target.copy_(full_tensor(shard))

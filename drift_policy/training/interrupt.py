@@ -34,6 +34,11 @@ class InterruptGuard:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @property
+    def is_requested(self) -> bool:
+        """Whether a stop was requested."""
+        return self._requested
+
     def check(self) -> None:
         """Raise `TrainingInterruptedError` if a stop was requested."""
         if self._requested:

@@ -16,6 +16,7 @@ from drift_policy.errors import ConfigurationError, RunStoppedError
 from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_manifest, write_artifacts
 from drift_policy.evaluation.rollout import rollout
 from drift_policy.manifest import describe_run, write_json
+from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy, build_policy
 from drift_policy.policy_config import policy_config_from_mapping
 from drift_policy.serialization import load_policy
@@ -25,12 +26,22 @@ from drift_policy.training.config import TrainConfig
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
 from drift_policy.training.interrupt import TrainingInterruptedError
-from drift_policy.training.run_folder import SCRIPT, claimed_folder, record_settings, resume_command
+from drift_policy.training.parallel import Processes, start_processes
+from drift_policy.training.run_folder import SCRIPT, check_settings, claimed_folder, record_settings, resume_command
 from drift_policy.training.tracking import make_trackers
 from drift_policy.training.trainer import Evaluate, Trainer, TrainingData
 
 # Settings that may change between the parts of a resumed run, because they do not change its course.
-_FREE_SETTINGS = ("resume", "logger", "video_episodes", "evaluation", "allow_download", "data_path", "output")
+_FREE_SETTINGS = (
+    "resume",
+    "logger",
+    "video_episodes",
+    "evaluation",
+    "allow_download",
+    "data_path",
+    "output",
+    "plugins",
+)
 
 
 def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Path:
@@ -44,13 +55,19 @@ def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Pa
     Raises:
         UserError: anything the user has to change; nothing already written is lost.
     """
+    import_plugins(config.plugins)
     run_dir = Path(config.output) / config.task.name / config.name
-    device = choose_device(config.device)
+    processes = start_processes(choose_device(config.device), config.trainer.sharding)
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     store = CheckpointStore(run_dir, config.trainer.keep_best)
-    with claimed_folder(run_dir, store, config.resume, overrides):
-        _train(config, run_dir, store, device, overrides, console)
+    if processes.is_main:
+        with claimed_folder(run_dir, store, config.resume, overrides):
+            processes.wait()  # an unusable folder ends the run before the others begin
+            _train(config, run_dir, store, processes, overrides, console)
+    else:
+        processes.wait()
+        _train(config, run_dir, store, processes, overrides, Console(quiet=True))
     return run_dir
 
 
@@ -58,20 +75,23 @@ def _train(
     config: TrainConfig,
     run_dir: Path,
     store: CheckpointStore,
-    device: torch.device,
+    processes: Processes,
     overrides: Sequence[str],
     console: Console,
 ) -> None:
     say = partial(console.print, highlight=False)
     make_env = make_env_factory(config.task.env, config.rollout.max_steps)  # before hours of training, not after
     say(f"run      {run_dir}")
-    demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
+    with processes.main_first():
+        demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
     say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
-    policy, data = build_policy_and_data(config, demonstrations, device)
-    say(f"policy   {_describe_policy(policy)} on {device}")
+    policy, data = build_policy_and_data(config, demonstrations, processes.device)
+    say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
     data_facts = demonstrations.describe(config.task.dataset.name)
     settings = {**_course_of_a_run(config), "data_sha256": data_facts["sha256"]}
+    if config.resume and processes.is_main:
+        check_settings(run_dir, settings)
 
     trainer = Trainer(
         policy,
@@ -82,12 +102,15 @@ def _train(
         display=TrainingDisplay(config.trainer.num_steps, console),
         evaluate=_make_evaluate(config, make_env) if config.trainer.rollout_every else None,
         seed=config.seed,
+        processes=processes,
+        resume=config.resume,
     )
-    record_settings(run_dir, settings, config.resume)
     if config.resume:
-        trainer.resume()
         say(f"resume   from step {trainer.state.step}")
-    trainer.trackers = make_trackers(config.logger, run_dir, settings, trainer.state.step)
+    elif processes.is_main:
+        record_settings(run_dir, settings)
+    if processes.is_main:
+        trainer.trackers = make_trackers(config.logger, run_dir, settings, trainer.state.step)
     try:
         trainer.run()
     except TrainingInterruptedError:
@@ -95,6 +118,8 @@ def _train(
             f"Stopped at step {trainer.state.step}; everything is saved. Go on with: {resume_command(overrides)}"
         ) from None
 
+    if not processes.is_main:
+        return
     facts = {
         **describe_run(SCRIPT, overrides),
         "task": config.task.name,
@@ -104,6 +129,7 @@ def _train(
             "steps": trainer.state.step,
             "seconds": trainer.state.training_s,
             "samples_per_s": trainer.state.step * config.trainer.batch_size / max(trainer.state.training_s, 1e-9),
+            "processes": processes.size,
             "checkpoints": [asdict(entry) for entry in trainer.state.best],
         },
         "policy": {**policy.config.to_mapping(), "parameters": _num_parameters(policy)},
@@ -139,8 +165,8 @@ def build_policy_and_data(
     }
     policy = build_policy(policy_config, metadata)
     policy.set_normalizer(Normalizer.fit(stats))
-    validation_set = make_windows(config.task, buffer, held_out, **sizes).to(device) if held_out.any() else None
-    return policy.to(device), TrainingData(train_set.to(device), validation_set)
+    validation_set = make_windows(config.task, buffer, held_out, **sizes) if held_out.any() else None
+    return policy.to(device), TrainingData(train_set, validation_set, config.task.dataset.memory_map)
 
 
 def _step_count(config: TrainConfig, name: str) -> int:
@@ -166,6 +192,12 @@ def _describe_policy(policy: Policy) -> str:
         f"{config.head_name} head, {config.network_name}, {_num_parameters(policy) / 1e6:.2f} M parameters, "
         f"{policy.num_evaluations} network evaluation(s) a decision"
     )
+
+
+def _describe_processes(processes: Processes) -> str:
+    if processes.size == 1:
+        return str(processes.device)
+    return f"{processes.size} processes ({processes.device.type}{', weights split' if processes.is_sharded else ''})"
 
 
 def _num_parameters(policy: Policy) -> int:

@@ -44,17 +44,19 @@ def claimed_folder(run_dir: Path, store: CheckpointStore, resume: bool, override
         raise UserError(f"The folder {run_dir} cannot be written ({error}): choose another, output=... .") from error
 
 
-def record_settings(run_dir: Path, settings: Mapping[str, Any], resume: bool) -> None:
-    """Store the settings that determine the course of a run, or compare them with those it was started with.
+def record_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Store the settings that determine the course of a run."""
+    OmegaConf.save(OmegaConf.create(dict(settings)), run_dir / _SETTINGS_FILE)
+
+
+def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
+    """Compare the settings of a run with those it was started with.
 
     Raises:
         ConfigurationError: the run to resume was started with other settings or other data.
         CheckpointError: its settings cannot be read.
     """
     path = run_dir / _SETTINGS_FILE
-    if not resume:
-        OmegaConf.save(OmegaConf.create(dict(settings)), path)
-        return
     try:
         before = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, OmegaConfBaseException) as error:

@@ -7,6 +7,7 @@ from drift_policy.data.dataset import WindowDataset
 from drift_policy.heads.drift import sample_spread
 from drift_policy.policy import Policy
 from drift_policy.policy_config import ACTION
+from drift_policy.training.batches import to_device
 
 _SAMPLES = 4
 
@@ -15,13 +16,15 @@ class Validation:
     """Measures a policy on a fixed, evenly spaced subset of held-out windows.
 
     Args:
-        windows: the held-out windows, on the policy's device.
+        windows: the held-out windows.
         limit: how many of them to use at most.
+        device: of the policy.
     """
 
-    def __init__(self, windows: WindowDataset, limit: int) -> None:
+    def __init__(self, windows: WindowDataset, limit: int, device: torch.device) -> None:
         count = min(limit, len(windows))
-        self._batch = windows.batch(np.linspace(0, len(windows) - 1, count).round().astype(np.int64))
+        batch = windows.batch(np.linspace(0, len(windows) - 1, count).round().astype(np.int64))
+        self._batch = to_device(batch, device)
 
     @torch.inference_mode()
     def measure(self, policy: Policy) -> dict[str, float]:

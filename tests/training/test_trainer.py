@@ -21,7 +21,7 @@ from drift_policy.training import checkpoint as checkpoint_module
 from drift_policy.training.config import TrainerConfig
 from drift_policy.training.ema import Ema
 from drift_policy.training.run import train
-from drift_policy.training.trainer import batch_indices, learning_rate
+from drift_policy.training.schedule import batch_indices, learning_rate
 from tests.helpers.point_task import point_training
 from tests.helpers.policies import tiny_policy
 

@@ -28,8 +28,8 @@ IMAGE_BACKBONES: dict[str, BackboneKind] = {
 def register_image_backbone(name: str, config: type[Any], build: Callable[[Any, int, int, int], nn.Module]) -> None:
     """Make `policy.image_backbone.name=<name>` build any network of yours.
 
-    Call it in a module of yours, and name that module in `plugins=[my_package.my_module]` on the command line, or import
-    it before `load_policy`.
+    Call it in a module of yours, and name that module in `plugins=[my_package.my_module]` on the command line, or
+    import it before `load_policy`.
 
     Args:
         name: how configurations call it.

@@ -1,0 +1,56 @@
+"""How a policy is optimised; every field has a YAML counterpart in configs/trainer/."""
+
+from dataclasses import dataclass, field
+
+from drift_policy.errors import require
+
+PRECISIONS = ("float32", "tfloat32", "bfloat16")
+SHARDINGS = ("none", "fsdp2")
+PLACEMENTS = ("auto", "device", "stream")
+
+
+@dataclass
+class TrainerConfig:
+    """How a policy is optimised."""
+
+    num_steps: int = 18000  # optimiser steps
+    batch_size: int = 64  # observations in a step, over all processes; the drift head draws several samples for each
+    gradient_accumulation_steps: int = 1  # parts a step is computed in, one after the other, to save memory
+    learning_rate: float = 1e-3  # peak of the schedule
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW's moment decays
+    weight_decay: float = 1e-6  # AdamW's decoupled decay
+    warmup_steps: int = 200  # linear warm-up, followed by a cosine to zero
+    gradient_clip: float = 2.0  # largest global gradient norm
+    ema_decay: float = 0.999  # decay of the averaged weights that are saved and evaluated
+    precision: str = "float32"  # "tfloat32" (GPU) or "bfloat16" (autocast): faster; the drift loss stays in float32
+    compile: bool = False  # torch.compile the whole update, on a GPU with CUDA graphs; costs half a minute at the start
+    sharding: str = "none"  # "fsdp2": several processes share one copy of weights, gradients and moments
+    data_placement: str = "auto"  # "device": all data there; "stream": worker processes; "auto": "device" if they fit
+    num_workers: int = 4  # worker processes that prepare streamed batches
+    num_threads: int | None = None  # CPU threads; null leaves PyTorch's choice
+    val_ratio: float = 0.02  # share of the episodes that is held out
+    max_train_episodes: int | None = None  # use only so many training episodes; null is all
+    validation_windows: int = 256  # held-out windows whose action error is reported
+    log_every: int = 100  # steps between rows of metrics.csv
+    validate_every: int = 500  # steps between measurements of the held-out action error
+    rollout_every: int = 3000  # steps between rollouts; 0 is never
+    checkpoint_every: int = 1000  # steps between saves of the `last` checkpoint
+    keep_best: int = 3  # checkpoints kept by rollout score
+
+    def __post_init__(self) -> None:
+        positive = ("num_steps", "batch_size", "gradient_accumulation_steps", "num_workers", "validation_windows")
+        for name in (*positive, "log_every", "validate_every", "checkpoint_every", "keep_best"):
+            require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
+        for name in ("warmup_steps", "rollout_every", "weight_decay"):
+            require(getattr(self, name) >= 0, f"trainer.{name} must not be negative, but is {getattr(self, name)}.")
+        for name in ("learning_rate", "gradient_clip"):
+            require(getattr(self, name) > 0, f"trainer.{name} must be positive, but is {getattr(self, name)}.")
+        require(0 <= self.ema_decay < 1, f"trainer.ema_decay must be in [0, 1), but is {self.ema_decay}.")
+        require(len(self.betas) == 2, f"trainer.betas must be two numbers, but is {self.betas}.")
+        require(0 <= self.val_ratio < 1, f"trainer.val_ratio must be in [0, 1), but is {self.val_ratio}.")
+        for name, choices in (("precision", PRECISIONS), ("sharding", SHARDINGS), ("data_placement", PLACEMENTS)):
+            value = getattr(self, name)
+            require(value in choices, f"trainer.{name} must be one of {', '.join(choices)}, but is {value!r}.")
+        for name in ("num_threads", "max_train_episodes"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"trainer.{name} must be null or at least 1, but is {value}.")
