@@ -119,8 +119,7 @@ def start_processes(device: torch.device, sharding: str) -> Processes:
         raise ConfigurationError(
             "Training with several processes needs the package accelerate: pip install 'drift-policy[train]'."
         ) from error
-    # The only buffers are the normaliser's, which are equal everywhere.
-    ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(
         cpu=device.type == "cpu", kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=_PATIENCE)]
     )

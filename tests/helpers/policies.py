@@ -41,25 +41,40 @@ def tiny_config(
     *,
     head_config: Any = None,
     network_config: Any = None,
-    observations: Mapping[str, int] | None = None,
-    **sizes: Any,
+    observations: Mapping[str, int | ObservationSpec] | None = None,
+    **settings: Any,
 ) -> PolicyConfig:
-    """Return a policy configuration with small parts; `observations` maps a key to its number of dimensions."""
+    """Return a policy configuration with small parts.
+
+    Args:
+        head: a name of HEAD_CONFIGS.
+        network: a name of NETWORKS.
+        head_config: settings of the head in place of those of HEAD_CONFIGS.
+        network_config: settings of the network in place of those of NETWORKS.
+        observations: key -> its number of dimensions, or all that there is to say of it.
+        settings: further fields of `PolicyConfig`.
+    """
     values: dict[str, Any] = {"horizon": 6, "n_obs_steps": 2, "n_action_steps": 3, "action_dim": 2}
+    specs = {
+        key: spec if isinstance(spec, ObservationSpec) else ObservationSpec(shape=[spec])
+        for key, spec in (observations or {"obs": 5}).items()
+    }
     return PolicyConfig(
-        observations={key: ObservationSpec(shape=[size]) for key, size in (observations or {"obs": 5}).items()},
+        observations=specs,
         head_name=head,
         head=HEAD_CONFIGS[head] if head_config is None else head_config,
         network_name=network,
         network=NETWORKS[network] if network_config is None else network_config,
-        **(values | sizes),
+        **(values | settings),
     )
 
 
 def tiny_normalizer(config: PolicyConfig) -> Normalizer:
-    """Return the normaliser of demonstrations that fill the ranges above, in every dimension."""
+    """Return the normaliser of demonstrations that fill the ranges above, in every dimension; images have none."""
     arrays = {
-        key: torch.tensor([[OBS_LOW], [OBS_HIGH]]).expand(2, spec.shape[0]) for key, spec in config.observations.items()
+        key: torch.tensor([[OBS_LOW], [OBS_HIGH]]).expand(2, spec.shape[0])
+        for key, spec in config.observations.items()
+        if spec.kind == "state"
     }
     return Normalizer.fit(arrays | {"action": torch.tensor([[ACTION_LOW], [ACTION_HIGH]]).expand(2, config.action_dim)})
 
@@ -85,12 +100,16 @@ def tiny_policy(head: str = "drift", network: str = "mlp", *, seed: int = 0, **s
 
 
 def tiny_obs(policy: Policy, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
-    """Return observations {key: [batch, To, Do]} in the units of the demonstrations."""
+    """Return observations in the units of the demonstrations: {key: [batch, To, Do], or uint8 [batch, To, C, H, W]}."""
     generator = torch.Generator().manual_seed(seed)
-    return {
-        key: OBS_LOW + (OBS_HIGH - OBS_LOW) * torch.rand(batch, policy.n_obs_steps, *spec.shape, generator=generator)
-        for key, spec in policy.config.observations.items()
-    }
+
+    def draw(spec: ObservationSpec) -> Tensor:
+        shape = (batch, policy.n_obs_steps, *spec.shape)
+        if spec.kind == "image":
+            return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+        return OBS_LOW + (OBS_HIGH - OBS_LOW) * torch.rand(shape, generator=generator)
+
+    return {key: draw(spec) for key, spec in policy.config.observations.items()}
 
 
 def tiny_batch(policy: Policy, batch: int = 3, seed: int = 0) -> dict[str, Any]:
@@ -101,11 +120,15 @@ def tiny_batch(policy: Policy, batch: int = 3, seed: int = 0) -> dict[str, Any]:
 
 
 class CallCounter:
-    """Counts the forward calls of a module."""
+    """Counts the forward calls of a module, and keeps how many rows each returned."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.calls = 0
+        self.rows: list[int] = []
         module.register_forward_hook(self._count)
 
-    def _count(self, *_: Any) -> None:
-        self.calls += 1
+    @property
+    def calls(self) -> int:
+        return len(self.rows)
+
+    def _count(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self.rows.append(len(output))

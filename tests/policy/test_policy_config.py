@@ -76,7 +76,7 @@ def test_a_hydra_configuration_is_accepted() -> None:
         (r"width is 0", {"network": {"name": "mlp", "width": 0}}),
         (r"policy\.observations\.obs\.size does not exist", {"observations": {"obs": {"size": 5}}}),
         (
-            r"'lidar' is unknown: expected one of \['state'\]",
+            r"'lidar' is unknown: expected one of \['image', 'state'\]",
             {"observations": {"obs": {"kind": "lidar", "shape": [5]}}},
         ),
         (r"shape \[numbers per step\], not \[3, 4\]", {"observations": {"obs": {"shape": [3, 4]}}}),
