@@ -20,7 +20,7 @@ class TrainerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # AdamW's moment decays
     weight_decay: float = 1e-6  # AdamW's decoupled decay
     warmup_steps: int = 200  # linear warm-up, followed by a cosine to zero
-    gradient_clip: float = 2.0  # largest global gradient norm
+    gradient_clip: float | None = 2.0  # largest global gradient norm; null is no clipping
     ema_decay: float = 0.999  # decay of the averaged weights that are saved and evaluated
     precision: str = "float32"  # "tfloat32" (GPU) or "bfloat16" (autocast): faster; the drift loss stays in float32
     compile: bool = False  # torch.compile the whole update, on a GPU with CUDA graphs; costs half a minute at the start
@@ -43,8 +43,11 @@ class TrainerConfig:
             require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
         for name in ("warmup_steps", "rollout_every", "weight_decay"):
             require(getattr(self, name) >= 0, f"trainer.{name} must not be negative, but is {getattr(self, name)}.")
-        for name in ("learning_rate", "gradient_clip"):
-            require(getattr(self, name) > 0, f"trainer.{name} must be positive, but is {getattr(self, name)}.")
+        require(self.learning_rate > 0, f"trainer.learning_rate must be positive, but is {self.learning_rate}.")
+        require(
+            self.gradient_clip is None or self.gradient_clip > 0,
+            f"trainer.gradient_clip must be null or positive, but is {self.gradient_clip}.",
+        )
         require(0 <= self.ema_decay < 1, f"trainer.ema_decay must be in [0, 1), but is {self.ema_decay}.")
         require(len(self.betas) == 2, f"trainer.betas must be two numbers, but is {self.betas}.")
         require(0 <= self.val_ratio < 1, f"trainer.val_ratio must be in [0, 1), but is {self.val_ratio}.")

@@ -5,6 +5,7 @@ Needs torch alone (and accelerate with several processes), so that benchmarks ti
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,8 @@ class PolicyUpdate:
         return _mean(gathered) | {"gradient_norm": norm.detach()}
 
     def _apply_gradients(self) -> Tensor:
-        norm = self._processes.clip_gradients(self._parameters, self._config.gradient_clip)
+        limit = inf if self._config.gradient_clip is None else self._config.gradient_clip
+        norm = self._processes.clip_gradients(self._parameters, limit)
         self.optimizer.step()
         return norm
 
