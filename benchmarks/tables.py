@@ -42,21 +42,17 @@ def pusht_table(results: Path) -> str:
         ("flow", "flow matching"),
         ("regression", "regression"),
     )
-    rows = []
-    for prefix, label in kinds:
-        runs = read_runs(results / "pusht", prefix)
-        if runs:
-            rows.append(_pusht_row(label, runs))
-    header = [
-        "policy",
-        "evaluations",
-        "max coverage",
-        "success",
-        "training seeds",
-        "training [min]",
-        "decision p50 [ms]",
-    ]
-    return markdown(header, rows)
+    return _method_table(results / "pusht", kinds)
+
+
+def pusht_image_table(results: Path) -> str:
+    """Push-T from the camera: the methods with the same small CNN, for as many steps on the same batches."""
+    kinds = (
+        ("drift", "**drift** (default)"),
+        ("diffusion", "diffusion (DDPM)"),
+        ("regression", "regression"),
+    )
+    return _method_table(results / "pusht_image", kinds)
 
 
 def pusht_seed_table(results: Path) -> str:
@@ -82,6 +78,27 @@ def latency_table(results: Path) -> str:
             numbers = (f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", f"{row['times_floor']:.2f}")
             rows.append([content["network"], method, *numbers, f"{row['times_drift']:.1f}"])
     return markdown(["network", "method", "p50 [ms]", "p99 [ms]", "x bare forward", "x drift"], rows)
+
+
+def throughput_table(results: Path) -> str:
+    """Updates of the trainer against loops of plain PyTorch that never change."""
+    rows = []
+    for name, case in json.loads((results / "training_throughput.json").read_text())["cases"].items():
+        if case["kind"] != "update":
+            continue
+        ratio, share = case["steps_times_reference"], case["drift_loss_share"]
+        rows.append(
+            [
+                name,
+                str(case["batch_size"]),
+                case["reference"],
+                f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+                f"{case['samples_times_drift']['median']:.2f}",
+                "" if share is None else f"{share['median']:.1%}",
+            ]
+        )
+    header = ["update", "batch", "held against", "steps/s, x plain loop", "samples/s, x drift", "drift loss"]
+    return markdown(header, rows)
 
 
 def evaluation_table(results: Path) -> str:
@@ -113,7 +130,9 @@ def toy_table(results: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "pusht": pusht_table,
     "pusht_seeds": pusht_seed_table,
+    "pusht_image": pusht_image_table,
     "latency": latency_table,
+    "throughput": throughput_table,
     "evaluation": evaluation_table,
     "toy": toy_table,
 }
@@ -135,7 +154,22 @@ def fill(text: str, results: Path) -> str:
     return text
 
 
-def _pusht_row(label: str, runs: list[Manifest]) -> list[str]:
+def _method_table(folder: Path, kinds: Sequence[tuple[str, str]]) -> str:
+    runs = {label: read_runs(folder, prefix) for prefix, label in kinds}
+    rows = [_method_row(label, found) for label, found in runs.items() if found]
+    header = [
+        "policy",
+        "evaluations",
+        "max coverage",
+        "success",
+        "training seeds",
+        "training [min]",
+        "decision p50 [ms]",
+    ]
+    return markdown(header, rows)
+
+
+def _method_row(label: str, runs: list[Manifest]) -> list[str]:
     evaluations = {str(run["evaluation"]["network_evaluations"]) for run in runs}
     minutes = [run["training"]["seconds"] / 60 for run in runs]
     latency = [run["evaluation"]["latency_ms"]["p50"] for run in runs]

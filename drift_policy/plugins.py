@@ -3,16 +3,20 @@
 from collections.abc import Sequence
 from importlib import import_module
 
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import ConfigurationError, require
 
 
 def import_plugins(names: Sequence[str]) -> None:
     """Import the modules that a command line or configuration file names; a checkpoint never does.
 
     Raises:
-        ConfigurationError: a module is not there, or fails to import.
+        ConfigurationError: not the name of a module, or a module that is not there or lacks a package it needs.
     """
     for name in names:
+        require(
+            all(part.isidentifier() for part in name.split(".")),
+            f"plugins names {name!r}, which is no module: give a name such as my_package.my_backbones.",
+        )
         try:
             import_module(name)
         except ImportError as error:

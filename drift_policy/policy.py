@@ -113,8 +113,17 @@ class Policy(nn.Module):
                 "action": [B, Tp, Da]}, in the units of the demonstrations; images [B, To, C, H, W] are uint8, or float
                 in 0..1.
             draws: what `draw(B)` returned; drawn here if absent.
+
+        Raises:
+            ValueError: the actions have another shape.
         """
-        action = self.normalizer.normalize(ACTION, batch[ACTION])
+        given = batch[ACTION]
+        if given.ndim != 3 or tuple(given.shape[1:]) != (self.horizon, self.action_dim):
+            raise ValueError(
+                f"batch['action'] must have shape [B, {self.horizon}, {self.action_dim}] (batch, horizon, action "
+                f"size), but has {list(given.shape)}."
+            )
+        action = self.normalizer.normalize(ACTION, given)
         drawn = self.draw(len(action)) if draws is None else draws
         drawn = {name: self._to_device(value) for name, value in drawn.items()}
         crops = {name.removeprefix(_CROP): value for name, value in drawn.items() if name.startswith(_CROP)}
@@ -240,7 +249,11 @@ class Policy(nn.Module):
         return copied
 
     def _checked(self, obs: Observation) -> dict[str, Tensor]:
-        """Move the observation to the policy's device and check keys, shapes and finiteness."""
+        """Check keys, shapes and values of the observation and move it to the policy's device."""
+        return {key: value.to(self.device) for key, value in self._checked_in_place(obs).items()}
+
+    def _checked_in_place(self, obs: Observation) -> dict[str, Tensor]:
+        """Check keys, shapes and values of the observation, in the policy's type, on the device where it is."""
         given = self._as_observation(obs)
         checked: dict[str, Tensor] = {}
         batch: int | None = None
@@ -260,7 +273,7 @@ class Policy(nn.Module):
             _check_values(f"obs[{key!r}]", spec, value)
             batch = value.shape[0]
             dtype = value.dtype if spec.kind == "image" and value.dtype == torch.uint8 else self.dtype
-            checked[key] = value.to(self.device, dtype)
+            checked[key] = value.to(dtype)
         return checked
 
     def _noise(

@@ -1,6 +1,7 @@
 """The diffusion head: Diffusion Policy's action head on diffusers' DDPM and DDIM schedulers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,17 @@ class DiffusionHead(ActionHead):
 
     def __init__(self, config: DiffusionHeadConfig, network: ActionNetwork) -> None:
         super().__init__(config, network)
+        self.scheduler = self.make_scheduler(config)
+
+    @staticmethod
+    def make_scheduler(config: DiffusionHeadConfig) -> Any:
+        """Return diffusers' scheduler with its inference steps set.
+
+        A subclass may return anything with its `timesteps`, `add_noise` and `step`.
+
+        Raises:
+            ConfigurationError: diffusers is not installed, or does not know the beta schedule.
+        """
         # Imported here because only this head needs diffusers: a robot with a drift policy does without it.
         try:
             from diffusers import DDIMScheduler, DDPMScheduler
@@ -55,12 +67,13 @@ class DiffusionHead(ActionHead):
         }
         try:
             if config.sampler == "ddpm":
-                self.scheduler = DDPMScheduler(**settings, variance_type="fixed_small")
+                scheduler = DDPMScheduler(**settings, variance_type="fixed_small")
             else:
-                self.scheduler = DDIMScheduler(**settings, set_alpha_to_one=True, steps_offset=0)
+                scheduler = DDIMScheduler(**settings, set_alpha_to_one=True, steps_offset=0)
         except NotImplementedError as error:
             raise ConfigurationError(f"head.beta_schedule {config.beta_schedule!r} is unknown: {error}.") from error
-        self.scheduler.set_timesteps(config.num_inference_steps)
+        scheduler.set_timesteps(config.num_inference_steps)
+        return scheduler
 
     @property
     def num_evaluations(self) -> int:

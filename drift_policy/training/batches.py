@@ -1,5 +1,6 @@
 """Where batches come from: tensors on the device, or worker processes that read ahead from disk."""
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -87,8 +88,14 @@ class StreamedBatches:
             num_workers=self._num_workers,
             pin_memory=self._device.type == "cuda",
             multiprocessing_context="fork",  # shares memory maps, which a fresh process would receive as copies
+            worker_init_fn=_leave_process_group,
         )
         return iter(loader)
+
+
+def _leave_process_group(worker: int) -> None:
+    """Keep the signals of a process group away from a worker: it goes on until the training process has saved."""
+    os.setpgrp()
 
 
 class _WindowsByIndices(Dataset[Batch]):

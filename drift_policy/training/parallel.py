@@ -6,6 +6,7 @@ silently becomes plain data parallelism on CPUs, where the tests run.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -15,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import ConfigurationError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,13 +91,36 @@ class Processes:
             self._accelerator.wait_for_everyone()
 
     @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Run a block after which all processes go on, or none: a `UserError` in one ends the others without a word.
+
+        Only the first process with an error raises it. The block must not make the processes wait for each other.
+        """
+        if self._accelerator is None:
+            yield
+            return
+        failure: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            failure = error
+        first_failed = torch.tensor(self.size if failure is None else self.rank, device=self.device)
+        dist.all_reduce(first_failed, dist.ReduceOp.MIN)
+        if failure is not None and first_failed.item() == self.rank:
+            raise failure
+        if first_failed.item() < self.size:
+            sys.exit(UserError.exit_code)
+
+    @contextmanager
     def main_first(self) -> Iterator[None]:
         """Run a block in the first process, then in all others: what it downloads or decodes is then in the cache."""
-        if not self.is_main:
-            self.wait()
-        yield
         if self.is_main:
-            self.wait()
+            with self.agreed():
+                yield
+        else:
+            with self.agreed():
+                pass
+            yield
 
 
 def start_processes(device: torch.device, sharding: str) -> Processes:
@@ -124,6 +148,12 @@ def start_processes(device: torch.device, sharding: str) -> Processes:
         cpu=device.type == "cpu", kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=_PATIENCE)]
     )
     return Processes(device, accelerator, sharding)
+
+
+def launch_command() -> list[str]:
+    """Return how a program is started in as many processes of this machine as run now."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun
+    return ["python"] if count == "1" else ["torchrun", f"--nproc-per-node={count}"]
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """A training run from configuration to scored checkpoint, film and pictures."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -61,13 +63,11 @@ def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Pa
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
     store = CheckpointStore(run_dir, config.trainer.keep_best)
-    if processes.is_main:
-        with claimed_folder(run_dir, store, config.resume, overrides):
-            processes.wait()  # an unusable folder ends the run before the others begin
-            _train(config, run_dir, store, processes, overrides, console)
-    else:
-        processes.wait()
-        _train(config, run_dir, store, processes, overrides, Console(quiet=True))
+    with ExitStack() as claim:
+        with processes.agreed():
+            if processes.is_main:
+                claim.enter_context(claimed_folder(run_dir, store, config.resume, overrides))
+        _train(config, run_dir, store, processes, overrides, console if processes.is_main else Console(quiet=True))
     return run_dir
 
 
@@ -86,12 +86,13 @@ def _train(
         demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
     say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
-    policy, data = build_policy_and_data(config, demonstrations, processes.device)
-    say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
     data_facts = demonstrations.describe(config.task.dataset.name)
     settings = {**_course_of_a_run(config), "data_sha256": data_facts["sha256"]}
-    if config.resume and processes.is_main:
-        check_settings(run_dir, settings)
+    with processes.agreed():
+        policy, data = build_policy_and_data(config, demonstrations, processes.device)
+        say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
+        if config.resume:
+            check_settings(run_dir, settings)
 
     trainer = Trainer(
         policy,
@@ -114,6 +115,8 @@ def _train(
     try:
         trainer.run()
     except TrainingInterruptedError:
+        if not processes.is_main:
+            sys.exit(RunStoppedError.exit_code)  # the first process tells the user
         raise RunStoppedError(
             f"Stopped at step {trainer.state.step}; everything is saved. Go on with: {resume_command(overrides)}"
         ) from None

@@ -12,9 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.training.checkpoint import CheckpointStore
+from drift_policy.training.parallel import launch_command
 
 SCRIPT = "train_policy.py"
 _SETTINGS_FILE = "config.yaml"
+# Where a step is computed and read from, which does not change what it computes.
+_PLACES = ("trainer.sharding", "trainer.data_placement", "trainer.num_workers")
 
 
 @contextmanager
@@ -61,7 +64,8 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
         before = OmegaConf.to_container(OmegaConf.load(path))
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise CheckpointError(f"{path} cannot be read ({error}), so the run cannot be resumed.") from error
-    changed = _differences(before, OmegaConf.to_container(OmegaConf.create(dict(settings))))
+    now = OmegaConf.to_container(OmegaConf.create(dict(settings)))
+    changed = [name for name in _differences(before, now) if name not in _PLACES]
     if changed:
         raise ConfigurationError(
             f"The run in {run_dir} was started with other values of {', '.join(changed)}. Resume it with what it was "
@@ -72,7 +76,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
 def resume_command(overrides: Sequence[str]) -> str:
     """Return the command that goes on with a run that was started with these arguments."""
     kept = [override for override in overrides if not override.startswith("resume=")]
-    return shlex.join(["python", SCRIPT, *kept, "resume=true"])
+    return shlex.join([*launch_command(), SCRIPT, *kept, "resume=true"])
 
 
 def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:

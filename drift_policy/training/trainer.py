@@ -28,6 +28,9 @@ from drift_policy.training.validation import Validation
 # Rolls a policy out; the callback is called after each episode.
 Evaluate = Callable[[Policy, Callable[[Episode], None]], RolloutResult]
 
+# Several processes ask each other this often whether one was told to stop: torchrun kills them half a minute after.
+_STEPS_BETWEEN_STOP_CHECKS = 10
+
 
 @dataclass
 class TrainingData:
@@ -116,9 +119,9 @@ class Trainer:
             try:
                 while True:
                     self._do_due_events(guard)
+                    self._check(guard)
                     if self.state.step >= self._config.num_steps:
                         break
-                    self._check(guard)
                     self._timed_update()
             except TrainingInterruptedError:
                 self._save()
@@ -127,10 +130,10 @@ class Trainer:
                 self._batches.close()
 
     def _check(self, guard: InterruptGuard) -> None:
-        """Stop between two updates if it was asked for; several processes ask each other now and then."""
-        if self._processes.size == 1:
-            guard.check()
-        elif self.state.step % self._config.log_every == 0 and self._processes.any(guard.is_requested):
+        """Stop between two updates if it was asked for; several processes do so together."""
+        step = self.state.step
+        is_common = step % _STEPS_BETWEEN_STOP_CHECKS == 0 or step >= self._config.num_steps
+        if (self._processes.size == 1 or is_common) and self._processes.any(guard.is_requested):
             raise TrainingInterruptedError
 
     def _timed_update(self) -> None:
@@ -207,14 +210,17 @@ class Trainer:
         if self._evaluate is None:
             return
         self._gather_finite()
+        was_stopped = False
         if self._processes.is_main:
-            self._rollout_and_save(self._evaluate, guard)
-        # Signals of several processes are noticed together, so not in the middle of rollouts.
-        self._processes.wait()
+            try:
+                self._rollout_and_save(self._evaluate, guard)
+            except TrainingInterruptedError:
+                was_stopped = True
+        if self._processes.any(was_stopped):  # the others wait here for the first one
+            raise TrainingInterruptedError
 
     def _rollout_and_save(self, evaluate: Evaluate, guard: InterruptGuard) -> None:
-        check = guard.check if self._processes.size == 1 else lambda: None
-        result = evaluate(self.ema.policy, lambda _: check())
+        result = evaluate(self.ema.policy, lambda _: guard.check())
         self._track({"rollout/score": result.score.mean, "rollout/success": result.success.mean})
         self._display.message(
             f"step {self.state.step}: rollouts on {result.score.n} start states: score {result.score.mean:.3f}, "

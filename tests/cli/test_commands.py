@@ -1,12 +1,7 @@
 """The real programs, run as a user runs them, in temporary folders."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,32 +9,10 @@ import pytest
 
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
+from tests.helpers import programs
+from tests.helpers.programs import error_of, run
 
-ROOT = Path(__file__).parents[2]
-SHORT = [
-    "task=pusht",
-    "device=cpu",
-    "trainer.num_threads=1",
-    "trainer.num_steps=20",
-    "trainer.warmup_steps=2",
-    "trainer.batch_size=16",
-    "trainer.log_every=5",
-    "trainer.validate_every=10",
-    "trainer.rollout_every=10",
-    "rollout.n_episodes=2",
-    "rollout.max_steps=16",
-    "evaluation.n_episodes=2",
-    "evaluation.max_steps=16",
-    "policy.network.width=16",
-    "video_episodes=0",
-]
-SHORT_EVALUATION = ["evaluation.n_episodes=3", "evaluation.max_steps=16"]
-
-
-def run(script: str, *arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "SDL_VIDEODRIVER": "dummy", "COLUMNS": "200"}
-    command = [sys.executable, str(ROOT / script), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=environment)
+SHORT = ["task=pusht", *programs.SHORT]
 
 
 @pytest.fixture(scope="module")
@@ -65,13 +38,6 @@ def trained(folder: Path) -> Path:
     return folder / "runs" / "pusht" / "base"
 
 
-def error_of(result: subprocess.CompletedProcess[str]) -> str:
-    """The error text, after checking that it is an error a user can read."""
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr + result.stdout
-    return " ".join((result.stderr + result.stdout).replace("│", " ").split())
-
-
 def test_training_writes_the_run(trained: Path) -> None:
     manifest = json.loads((trained / "manifest.json").read_text())
     assert manifest["task"] == "pusht"
@@ -92,29 +58,6 @@ def test_evaluation_prints_the_score_and_writes_every_episode(trained: Path) -> 
     assert manifest["evaluation"]["protocol"]["max_steps"] == 16
     assert {"low", "high", "mean", "n"} == manifest["evaluation"]["score"].keys()
     assert manifest["versions"]["torch"]
-
-
-def test_ctrl_c_saves_and_says_how_to_resume(folder: Path) -> None:
-    settings = [*SHORT, "trainer.num_steps=100000", "trainer.rollout_every=0", "trainer.checkpoint_every=100000"]
-    settings += [f"data_path={folder}/pusht.zarr", f"output={folder}/runs", "name=stopped"]
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train_policy.py"), *settings],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "SDL_VIDEODRIVER": "dummy", "COLUMNS": "1000"},
-    )
-    metrics = folder / "runs" / "pusht" / "stopped" / "metrics.csv"
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and (not metrics.exists() or len(metrics.read_text().splitlines()) < 3):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Stopped at step" in stderr and "resume=true" in stderr
-    state = json.loads((metrics.parent / "checkpoints" / "last" / "training.json").read_text())
-    assert state["step"] > 0
 
 
 @pytest.mark.parametrize(

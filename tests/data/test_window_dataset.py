@@ -28,8 +28,8 @@ def make_buffer() -> ReplayBuffer:
         "state": rng.normal(size=(N, 5)),
         "action": rng.normal(size=(N, 2)).astype(np.float32),
         "count": np.arange(N),
-        "img": rng.integers(0, 256, (N, 6, 6, 3)).astype(np.uint8),
-        "depth": rng.random((N, 6, 6, 1), np.float32),
+        "img": rng.integers(0, 256, (N, 6, 7, 3)).astype(np.uint8),
+        "depth": rng.random((N, 6, 7, 1), np.float32),
     }
     return ReplayBuffer(data, np.cumsum(LENGTHS))
 
@@ -42,6 +42,16 @@ def make_dataset(
     return WindowDataset(
         make_buffer(), observations, action, horizon=8, n_obs_steps=2, n_action_steps=4, episode_mask=mask
     )
+
+
+def image_dataset(buffer: ReplayBuffer) -> WindowDataset:
+    return WindowDataset(buffer, IMAGE, ACTION, horizon=8, n_obs_steps=2, n_action_steps=4)
+
+
+def with_images(images: np.ndarray) -> ReplayBuffer:
+    """The buffer of `make_buffer` with other images [N, ...]."""
+    buffer = make_buffer()
+    return ReplayBuffer({**buffer.data, "img": images}, buffer.episode_ends)
 
 
 def test_low_dimensional_batch_has_the_values_of_the_buffer() -> None:
@@ -59,15 +69,37 @@ def test_low_dimensional_batch_has_the_values_of_the_buffer() -> None:
     np.testing.assert_array_equal(action[1].numpy(), buffer.data["action"][[0, 0, 1, 2, 3, 4, 5, 6]])
 
 
-def test_images_stay_uint8_and_share_memory_with_the_buffer() -> None:
+def test_images_are_uint8_with_channels_first_and_share_memory_with_the_buffer() -> None:
     buffer = make_buffer()
-    dataset = WindowDataset(buffer, IMAGE, ACTION, horizon=8, n_obs_steps=2, n_action_steps=4)
+    dataset = image_dataset(buffer)
     batch = dataset.batch(torch.tensor([5]))
-    assert batch["obs"]["image"].dtype == torch.uint8
-    np.testing.assert_array_equal(batch["obs"]["image"][0].numpy(), buffer.data["img"][[4, 5]])
+    assert batch["obs"]["image"].dtype == torch.uint8 and batch["obs"]["image"].shape == (1, 2, 3, 6, 7)
+    stored = buffer.data["img"][[4, 5]]
+    np.testing.assert_array_equal(batch["obs"]["image"][0].numpy(), np.moveaxis(stored, -1, -3))
     assert batch["obs"]["agent_pos"].shape == (1, 2, 2)
     buffer.data["img"][4] = 7
     assert (dataset.batch(torch.tensor([5]))["obs"]["image"][0, 0] == 7).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [(6, 7), (2, 2), (96, 5)], ids=str)
+def test_images_stored_with_channels_first_and_last_give_equal_batches(channels: int, size: tuple[int, int]) -> None:
+    first = np.random.default_rng(1).integers(0, 256, (N, channels, *size)).astype(np.uint8)
+    last = np.ascontiguousarray(np.moveaxis(first, 1, -1))
+    from_first, from_last = image_dataset(with_images(first)), image_dataset(with_images(last))
+    everything = np.arange(len(from_first))
+    images, others = (dataset.batch(everything)["obs"]["image"] for dataset in (from_first, from_last))
+    assert images.shape == (len(from_first), 2, channels, *size)
+    assert torch.equal(images, others)
+    assert images.is_contiguous() and others.movedim(2, -1).is_contiguous(), "neither is copied to another layout"
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 3), (3, 96, 1), (4, 4, 4), (6, 7, 5), (2, 6, 6), (3, 4, 1)], ids=str)
+def test_images_whose_channels_cannot_be_told_are_refused(shape: tuple[int, ...]) -> None:
+    buffer = with_images(np.zeros((N, *shape), np.uint8))
+    with pytest.raises(DataError, match=r"'img' has shape .* it must be clear which axis the channels are") as error:
+        image_dataset(buffer)
+    assert str([N, *shape]) in str(error.value)
 
 
 def test_memory_mapped_images_are_used_without_a_warning(tmp_path: Path) -> None:
@@ -75,7 +107,7 @@ def test_memory_mapped_images_are_used_without_a_warning(tmp_path: Path) -> None
     buffer = read_zarr(tmp_path / "demos.zarr", ["img", "state", "action"], True, tmp_path / "cache")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        dataset = WindowDataset(buffer, IMAGE, ACTION, horizon=8, n_obs_steps=2, n_action_steps=4)
+        dataset = image_dataset(buffer)
     everything, expected = np.arange(len(dataset)), make_dataset(IMAGE)
     assert torch.equal(dataset.batch(everything)["obs"]["image"], expected.batch(everything)["obs"]["image"])
 
@@ -97,13 +129,13 @@ def test_statistics_leave_images_out() -> None:
 def test_to_moves_data_and_batches() -> None:
     device = "cuda" if torch.cuda.is_available() else "meta"
     dataset = make_dataset(IMAGE)
-    expected_bytes = N * (6 * 6 * 3 + 2 * 4 + 2 * 4) + len(dataset) * 8 * 8
+    expected_bytes = N * (6 * 7 * 3 + 2 * 4 + 2 * 4) + len(dataset) * 8 * 8
     assert dataset.nbytes == expected_bytes
     assert dataset.to(device) is dataset
     assert dataset.device.type == device and dataset.nbytes == expected_bytes
     batch = dataset.batch(torch.zeros(3, dtype=torch.int64, device=device))
     assert batch["action"].device.type == batch["obs"]["image"].device.type == device
-    assert batch["obs"]["image"].shape == (3, 2, 6, 6, 3)
+    assert batch["obs"]["image"].shape == (3, 2, 3, 6, 7)
 
 
 def test_indices_outside_the_dataset_are_refused() -> None:

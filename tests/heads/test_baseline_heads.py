@@ -18,6 +18,8 @@ B, G, TP, DA, C = 3, 4, 5, 2, 6
 class Stub(nn.Module):
     """A network that answers with a given function of sample and time, and keeps its inputs."""
 
+    horizon, action_dim = TP, DA
+
     def __init__(self, answer: Any) -> None:
         super().__init__()
         self.answer = answer
@@ -44,6 +46,12 @@ def make(kind: type[ActionHead], config: Any, answer: Any) -> tuple[Any, Stub]:
     return kind(config, stub), stub  # type: ignore[arg-type]
 
 
+def compute_loss(head: ActionHead, action: Tensor, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of chunks [B, Tp, Da] under conditions of zeros."""
+    draws = head.draw(len(action), torch.Generator().manual_seed(seed))
+    return head.compute_loss(action, torch.zeros(len(action), C), draws)
+
+
 def test_unknown_heads_list_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match=r"'bridge' is unknown: expected one of .*'diffusion', 'drift'"):
         head_kind("bridge")
@@ -53,7 +61,8 @@ def test_unknown_heads_list_the_known_ones() -> None:
 def test_regression_never_shows_the_network_any_noise() -> None:
     target = chunks()[:, 0]
     head, stub = make(RegressionHead, RegressionHeadConfig(), lambda sample, time: sample + 0.25)
-    loss, metrics = head.compute_loss(target, torch.zeros(B, C))
+    assert head.draw(B) == {}
+    loss, metrics = compute_loss(head, target)
     torch.testing.assert_close(loss, (0.25 - target).square().mean())
     assert set(metrics) == {"action_mse"} and torch.equal(metrics["action_mse"], loss)
     first, second = (head.sample(torch.zeros(B, C), noise(seed)) for seed in (1, 2))
@@ -91,10 +100,10 @@ def test_flow_trains_on_the_same_path_and_times() -> None:
         return (goal.unsqueeze(1) - sample) / (1 - time / 100.0)[:, :, None, None]
 
     head, stub = make(FlowHead, FlowHeadConfig(), velocity)
-    loss, metrics = head.compute_loss(goal, torch.zeros(B, C))
+    loss, metrics = compute_loss(head, goal)
     assert float(loss) < 1e-6 and set(metrics) == {"velocity_mse"}
     zero_head, zero = make(FlowHead, FlowHeadConfig(), lambda sample, time: torch.zeros_like(sample))
-    losses = [float(zero_head.compute_loss(goal.repeat(100, 1, 1), torch.zeros(3 * 100, C))[0]) for _ in range(3)]
+    losses = [float(compute_loss(zero_head, goal.repeat(100, 1, 1), seed)[0]) for seed in range(3)]
     expected = 1 + float(goal.square().mean())  # E |goal - noise|^2 for standard normal noise
     assert all(value == pytest.approx(expected, rel=0.1) for value in losses)
     times = torch.cat([time for time in zero.times if time is not None])
@@ -158,10 +167,10 @@ def test_diffusion_trains_to_predict_the_noise_at_every_step() -> None:
     clean = chunks()[:, :1]
     head, stub = make(DiffusionHead, DiffusionHeadConfig(num_train_steps=8, num_inference_steps=8), None)
     stub.answer = true_noise(head, clean.repeat(50, 1, 1, 1))
-    loss, metrics = head.compute_loss(clean[:, 0].repeat(50, 1, 1), torch.zeros(50 * B, C))
+    loss, metrics = compute_loss(head, clean[:, 0].repeat(50, 1, 1))
     assert float(loss) < 1e-6 and set(metrics) == {"noise_mse"}
     time = stub.times[0]
     assert time is not None and time.shape == (50 * B, 1) and set(time.unique().tolist()) == set(range(8))
     stub.answer = lambda sample, time: torch.zeros_like(sample)
-    loss, _ = head.compute_loss(clean[:, 0].repeat(50, 1, 1), torch.zeros(50 * B, C))
+    loss, _ = compute_loss(head, clean[:, 0].repeat(50, 1, 1))
     assert float(loss) == pytest.approx(1.0, rel=0.15)

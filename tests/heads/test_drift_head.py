@@ -15,6 +15,8 @@ B, G, TP, DA, C = 4, 3, 5, 2, 7
 class Recorder(nn.Module):
     """Stands for a network: returns scaled noise shifted by the condition, and keeps what it was given."""
 
+    horizon, action_dim = TP, DA
+
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(0.5))
@@ -33,6 +35,10 @@ def make_head(**settings: Any) -> tuple[DriftHead, Recorder]:
 def make_batch(seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(B, TP, DA, generator=generator), torch.randn(B, C, generator=generator)
+
+
+def compute_loss(head: DriftHead, action: Tensor, condition: Tensor, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    return head.compute_loss(action, condition, head.draw(len(action), torch.Generator().manual_seed(seed)))
 
 
 def generated(network: Recorder, condition: Tensor) -> Tensor:
@@ -54,7 +60,7 @@ SETTINGS: list[dict[str, Any]] = [
 def test_equals_the_drift_loss_of_folded_chunks(settings: dict[str, Any], per_time_step: bool) -> None:
     head, network = make_head(per_time_step=per_time_step, **settings)
     action, condition = make_batch()
-    loss, _ = head.compute_loss(action, condition)
+    loss, _ = compute_loss(head, action, condition)
     (gradient,) = torch.autograd.grad(loss, network.scale)
 
     chunks = generated(network, condition)
@@ -78,8 +84,7 @@ def gradient_on_samples(head: DriftHead, action: Tensor, condition: Tensor) -> T
         chunks.append(output)
 
     handle = head.network.register_forward_hook(keep)
-    torch.manual_seed(0)
-    head.compute_loss(action, condition)[0].backward()
+    compute_loss(head, action, condition)[0].backward()
     handle.remove()
     assert chunks[0].grad is not None
     return chunks[0].grad
@@ -110,7 +115,7 @@ def test_samples_of_one_observation_repel_each_other() -> None:
     """With the same positive, a sample is pushed away from a sibling: its gradient depends on where that is."""
     head, network = make_head(scope="group")
     action, condition = torch.zeros(1, TP, DA), torch.zeros(1, C)
-    head.compute_loss(action, condition)
+    compute_loss(head, action, condition)
     noise = network.samples[0]
     moved = noise.clone()
     moved[0, 1] = -noise[0, 1]
@@ -125,9 +130,8 @@ def test_samples_of_one_observation_repel_each_other() -> None:
 def test_every_sample_of_every_observation_has_its_own_standard_normal_noise() -> None:
     network: Any = Recorder()
     head = DriftHead(DriftHeadConfig(samples_per_observation=16), network)
-    torch.manual_seed(0)
-    head.compute_loss(torch.zeros(32, TP, DA), torch.zeros(32, C))
-    head.compute_loss(torch.zeros(32, TP, DA), torch.zeros(32, C))
+    for seed in range(2):
+        compute_loss(head, torch.zeros(32, TP, DA), torch.zeros(32, C), seed)
     noise = torch.stack(network.samples)
     assert noise.shape == (2, 32, 16, TP, DA)
     assert len(noise.unique()) > 0.999 * noise.numel()
@@ -137,7 +141,7 @@ def test_every_sample_of_every_observation_has_its_own_standard_normal_noise() -
 def test_metrics() -> None:
     head, network = make_head(temperatures=[0.02, 0.5])
     action, condition = make_batch()
-    _, metrics = head.compute_loss(action, condition)
+    _, metrics = compute_loss(head, action, condition)
     assert set(metrics) == {"scale", "spread", "action_mse", "force_0.02", "force_0.5"}
     chunks = generated(network, condition).detach()
     _, info = drift_loss(

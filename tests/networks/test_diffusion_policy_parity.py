@@ -1,10 +1,14 @@
-"""Parity of the U-Net and the transformer with Diffusion Policy's: results and parameter counts."""
+"""Parity with Diffusion Policy: results of U-Net and transformer, parameter counts of both and of its image policy."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from drift_policy import PolicyConfig, build_policy
+from drift_policy.encoders import ObservationSpec
+from drift_policy.heads.diffusion import DiffusionHeadConfig
+from drift_policy.heads.drift import DriftHeadConfig
 from drift_policy.networks import (
     ActionNetwork,
     ConditionalUnet1d,
@@ -97,6 +101,26 @@ def test_unet_parameter_count_equals_diffusion_policys(
         )
     assert count(timed) == expected == unet_parameters_by_hand(dims, step_dim, condition_dim)
     assert count(one_step) == unet_parameters_by_hand(dims, 0, condition_dim)
+
+
+def test_image_policy_is_as_large_as_diffusion_policys() -> None:
+    """Push-T from images: the numbers of its training log are 2.515e8 for the network and 1.1197e7 for the encoder."""
+    observations = {
+        "image": ObservationSpec(kind="image", shape=[3, 96, 96], crop=[84, 84]),
+        "agent_pos": ObservationSpec(shape=[2]),
+    }
+    unet = ConditionalUnet1dConfig([512, 1024, 2048], diffusion_step_embed_dim=128)
+    shared = {"observations": observations, "network_name": "conditional_unet1d", "network": unet}
+    with torch.device("meta"):
+        diffusion = build_policy(
+            PolicyConfig(action_dim=2, head_name="diffusion", head=DiffusionHeadConfig(), **shared)  # type: ignore[arg-type]
+        )
+        drift = build_policy(PolicyConfig(action_dim=2, head=DriftHeadConfig(), **shared))  # type: ignore[arg-type]
+    assert diffusion.encoder.output_size == 2 * (64 + 2) == 132
+    assert count(diffusion.encoder) == count(drift.encoder) == 11_197_088
+    assert count(diffusion.head) == 251_511_938
+    assert count(diffusion) == 251_511_938 + 11_197_088
+    assert count(drift.head) == unet_parameters_by_hand([512, 1024, 2048], 0, 132)
 
 
 def test_transformer_parameter_count_equals_diffusion_policys() -> None:

@@ -110,8 +110,10 @@ def test_the_policy_copies_the_normaliser_into_its_state() -> None:
 def test_wrong_sizes_in_a_batch_are_refused() -> None:
     policy = tiny_policy()
     batch = tiny_batch(policy)
-    with pytest.raises(ValueError, match="expected"):
-        policy.compute_loss(batch | {"action": batch["action"][:, :5]})
+    for wrong in (batch["action"][:, :5], batch["action"][:, :, :1], batch["action"][0]):
+        with pytest.raises(ValueError, match=r"batch\['action'\] must have shape \[B, 6, 2\].*, but has") as error:
+            policy.compute_loss(batch | {"action": wrong})
+        assert str(list(wrong.shape)) in str(error.value)
     with pytest.raises(ValueError, match="expected"):
         policy.compute_loss(batch | {"obs": batch["obs"]["obs"][:2]})
     batch["action"][0, 0, 0] = torch.nan

@@ -2,61 +2,26 @@
 
 import csv
 import json
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 from rich.console import Console
-from safetensors.torch import load_file
 
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
-from drift_policy.training import update as update_module
 from drift_policy.training.run import train
 from tests.helpers.point_task import point_demonstrations, point_training
+from tests.helpers.training_runs import (
+    TIMED_COLUMNS,
+    assert_same_state,
+    press_ctrl_c,
+    progress_of,
+    stop_before_step,
+)
 
 QUIET = Console(quiet=True)
-
-
-def stop_before_step(monkeypatch: pytest.MonkeyPatch, step: int, how: Callable[[], None]) -> None:
-    """Call `how` once, in the middle of the update that follows `step` updates."""
-    original = update_module.learning_rate
-    armed = [True]
-
-    def interrupting(current: int, config: Any) -> float:
-        if current == step and armed:
-            armed.clear()
-            how()
-        return original(current, config)
-
-    monkeypatch.setattr(update_module, "learning_rate", interrupting)
-
-
-def press_ctrl_c() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def state_of(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any], dict[str, Any]]:
-    last = run / "checkpoints" / "last"
-    tensors = load_file(last / "training.safetensors")
-    tensors |= {f"ema.{name}": tensor for name, tensor in load_file(last / "model.safetensors").items()}
-    state = json.loads((last / "training.json").read_text())
-    del state["training_s"]
-    return tensors, state, json.loads((run / "checkpoints" / "index.json").read_text())
-
-
-def assert_same_state(run: Path, other: Path) -> None:
-    (tensors, state, index), (other_tensors, other_state, other_index) = state_of(run), state_of(other)
-    assert tensors.keys() == other_tensors.keys()
-    different = [name for name in tensors if not torch.equal(tensors[name], other_tensors[name])]
-    assert different == []
-    assert state == other_state
-    assert index == other_index
 
 
 @pytest.mark.parametrize("head", ["drift", "diffusion"])
@@ -75,6 +40,15 @@ def test_ctrl_c_and_resume_is_bit_exact(tmp_path: Path, monkeypatch: pytest.Monk
     assert_same_state(whole, parts)
 
 
+def test_ctrl_c_in_the_last_update_stops_before_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = {"num_steps": 6, "rollout_every": 0}
+    stop_before_step(monkeypatch, 5, press_ctrl_c)
+    with pytest.raises(UserError, match="Stopped at step 6"):
+        train(point_training(tmp_path, trainer=trainer), [], QUIET)
+    run = train(point_training(tmp_path, trainer=trainer, resume=True), [], QUIET)
+    assert json.loads((run / "manifest.json").read_text())["training"]["steps"] == 6
+
+
 def test_crash_between_checkpoints_resumes_from_the_last_one_bit_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,17 +65,16 @@ def test_crash_between_checkpoints_resumes_from_the_last_one_bit_exactly(
     assert_same_state(whole, parts)
     with (whole / "metrics.csv").open() as one, (parts / "metrics.csv").open() as other:
         rows, other_rows = list(csv.DictReader(one)), list(csv.DictReader(other))
-    timed = ("train/samples_per_s", "train/data_wait")
-    strip = [{key: value for key, value in row.items() if key not in timed} for row in rows]
-    assert strip == [{key: value for key, value in row.items() if key not in timed} for row in other_rows]
+    strip = [{key: value for key, value in row.items() if key not in TIMED_COLUMNS} for row in rows]
+    assert strip == [{key: value for key, value in row.items() if key not in TIMED_COLUMNS} for row in other_rows]
 
 
 def test_a_crash_while_checkpoints_are_swapped_leaves_a_resumable_run(tmp_path: Path) -> None:
     run = train(point_training(tmp_path), [], QUIET)
-    before = state_of(run)
+    before = progress_of(run)
     (run / "checkpoints" / "last").rename(run / "checkpoints" / "last.old")
     resumed = train(point_training(tmp_path, resume=True), [], QUIET)
-    assert state_of(resumed)[1] == before[1]
+    assert progress_of(resumed) == before
 
 
 def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:

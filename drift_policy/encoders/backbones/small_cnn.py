@@ -17,7 +17,7 @@ class SmallCnnConfig:
     channels: list[int] = field(default_factory=lambda: [16, 32, 64])  # of each convolution; multiples of 16
     kernel_sizes: list[int] = field(default_factory=lambda: [5, 3, 3])  # of each convolution; odd
     strides: list[int] = field(default_factory=lambda: [2, 2, 1])  # of each convolution
-    num_keypoints: int = 32  # positions that the spatial softmax reads from the last feature map
+    num_keypoints: int = 64  # positions that the spatial softmax reads from the last feature map
     feature_size: int = 64  # numbers an image, after a linear layer
 
     def __post_init__(self) -> None:

@@ -1,5 +1,7 @@
 """Spatial softmax: where in the image each feature is, as coordinates (Finn et al. 2016, arXiv:1509.06113)."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -27,7 +29,8 @@ class SpatialSoftmax(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return x and y of every keypoint, [N, 2 K]."""
-        # Coordinates need more than the three decimal digits of bfloat16.
-        with torch.autocast(features.device.type, enabled=False):
+        # Coordinates need more than the three decimal digits of bfloat16. The meta device, on which networks are sized
+        # without memory, has no autocast to switch off.
+        with nullcontext() if features.is_meta else torch.autocast(features.device.type, enabled=False):
             weights = self.maps(features.to(self.grid.dtype)).flatten(2).softmax(dim=-1)
             return (weights @ self.grid).flatten(1)

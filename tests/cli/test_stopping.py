@@ -1,0 +1,91 @@
+"""Ctrl-C and termination signals, as terminals, schedulers and torchrun send them to the training program."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.data.zarr_writer import write_zarr
+from tests.helpers.programs import SHORT, start
+
+ENDLESS = ["trainer.num_steps=100000", "trainer.rollout_every=0", "trainer.checkpoint_every=100000"]
+STREAM = ["trainer.data_placement=stream", "trainer.num_workers=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random demonstrations in the layout of Push-T."""
+    path = tmp_path_factory.mktemp("stopping")
+    rng = np.random.default_rng(0)
+    data: dict[str, Any] = {
+        "action": rng.uniform(0, 512, (180, 2)).astype(np.float32),
+        "state": rng.uniform(0, 512, (180, 5)).astype(np.float32),
+        "keypoint": rng.uniform(0, 512, (180, 9, 2)).astype(np.float32),
+    }
+    write_zarr(path / "pusht.zarr", ReplayBuffer(data, np.arange(1, 7) * 30))
+    return path
+
+
+def settings(folder: Path, name: str) -> list[str]:
+    return ["task=pusht", *SHORT, f"data_path={folder}/pusht.zarr", f"output={folder}/runs", f"name={name}", *ENDLESS]
+
+
+def stop_when_training(process: subprocess.Popen[str], run_dir: Path, number: signal.Signals, to_group: bool) -> str:
+    """Signal a program that has begun to train, wait for its end, and return what it printed to stderr."""
+    metrics = run_dir / "metrics.csv"
+    deadline = time.monotonic() + 90
+    try:
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
+            assert time.monotonic() < deadline and process.poll() is None, process.communicate(timeout=5)
+            time.sleep(0.1)
+        (os.killpg if to_group else os.kill)(process.pid, number)
+        return process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+
+
+def saved_step(run_dir: Path) -> int:
+    return int(json.loads((run_dir / "checkpoints" / "last" / "training.json").read_text())["step"])
+
+
+@pytest.mark.parametrize(
+    ("number", "placement", "to_group"),
+    [
+        pytest.param(signal.SIGINT, [], False, id="ctrl-c"),
+        # As schedulers do it, and Ctrl-C too: the processes that prepare batches belong to the group.
+        pytest.param(signal.SIGTERM, STREAM, True, id="terminated-group-with-streamed-data"),
+    ],
+)
+def test_a_signal_saves_and_says_how_to_resume(
+    folder: Path, number: signal.Signals, placement: list[str], to_group: bool
+) -> None:
+    name = f"stopped_{number.name}"
+    run_dir = folder / "runs" / "pusht" / name
+    process = start("train_policy.py", *settings(folder, name), *placement, own_group=True)
+    stderr = stop_when_training(process, run_dir, number, to_group)
+    assert process.returncode == 130
+    assert f"Stopped at step {saved_step(run_dir)}" in stderr and "resume=true" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_torchrun_stops_all_processes_and_they_save_once(folder: Path) -> None:
+    run_dir = folder / "runs" / "pusht" / "torchrun"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    arguments = [*settings(folder, "torchrun"), *STREAM]
+    process = start(*launcher, "train_policy.py", *arguments, "trainer.sharding=fsdp2", own_group=True)
+    stderr = stop_when_training(process, run_dir, signal.SIGTERM, to_group=False)
+    step = saved_step(run_dir)
+    assert stderr.count(f"Stopped at step {step}") == 1
+    assert "Go on with: torchrun --nproc-per-node=2 train_policy.py task=pusht" in stderr
+    assert "SIGKILL" not in stderr  # torchrun's last resort

@@ -1,0 +1,119 @@
+"""The random numbers of a training step: an input of the loss, one row an observation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from drift_policy import Policy
+from drift_policy.heads.drift import DriftHeadConfig
+from tests.helpers.image_policies import camera, tiny_image_policy
+from tests.helpers.policies import HEAD_NAMES, tiny_batch, tiny_policy
+
+B = 6
+CAMERAS = {"front": camera(crop=[8, 9]), "wrist": camera()}
+every_head = pytest.mark.parametrize("head", HEAD_NAMES)
+EXPECTED = {
+    "drift": {"noise"},
+    "diffusion": {"noise", "step"},
+    "flow": {"noise", "time"},
+    "regression": set(),
+}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def image_policy(head: str, **settings: Any) -> Policy:
+    return tiny_image_policy(head, cameras=CAMERAS, **settings)
+
+
+def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@every_head
+def test_every_observation_has_a_row(head: str) -> None:
+    draws = image_policy(head).draw(B, seeded())
+    assert set(draws) == EXPECTED[head] | {"crop.front"}
+    assert all(value.device.type == "cpu" and len(value) == B for value in draws.values())
+    for name, value in draws.items():
+        assert len(value.flatten(1).unique(dim=0)) > 1 if value.ndim > 1 else len(value.unique()) > 1, name
+    assert set(tiny_policy(head).draw(B)) == EXPECTED[head]
+
+
+@every_head
+def test_draws_are_a_function_of_the_generator(head: str) -> None:
+    policy = image_policy(head)
+    state = torch.get_rng_state()
+    first, again, other = (policy.draw(B, seeded(seed)) for seed in (0, 0, 1))
+    assert equal(first, again)
+    assert all(not torch.equal(value, other[name]) for name, value in first.items())
+    assert torch.equal(torch.get_rng_state(), state), "a generator was given, so the global one must not move"
+
+
+@every_head
+def test_the_loss_is_a_function_of_the_draws(head: str) -> None:
+    policy = image_policy(head).train()
+    batch = tiny_batch(policy, B)
+    draws = policy.draw(B, seeded())
+    state = torch.get_rng_state()
+    first, first_metrics = policy.compute_loss(batch, draws)
+    again, again_metrics = policy.compute_loss(batch, {name: value.clone() for name, value in draws.items()})
+    assert torch.equal(first, again) and equal(first_metrics, again_metrics)
+    assert torch.equal(torch.get_rng_state(), state), "all random numbers were given"
+    for name, value in policy.draw(B, seeded(1)).items():
+        changed, changed_metrics = policy.compute_loss(batch, draws | {name: value})
+        assert not (torch.equal(changed, first) and equal(changed_metrics, first_metrics)), name
+
+
+@every_head
+def test_absent_draws_come_from_the_default_generator(head: str) -> None:
+    policy = image_policy(head)
+    batch = tiny_batch(policy, B)
+    torch.manual_seed(3)
+    drawn_inside, _ = policy.compute_loss(batch)
+    torch.manual_seed(3)
+    assert torch.equal(policy.compute_loss(batch, policy.draw(B))[0], drawn_inside)
+
+
+GROUP_SCOPE = DriftHeadConfig(samples_per_observation=3, scope="group")
+
+
+@pytest.mark.parametrize(
+    ("head", "config"), [("regression", None), ("diffusion", None), ("flow", None), ("drift", GROUP_SCOPE)]
+)
+def test_rows_of_the_draws_belong_to_rows_of_the_batch(head: str, config: Any) -> None:
+    """The mean of the losses of the parts of a batch is the loss of the batch, and every chunk is the same."""
+    policy = image_policy(head, head_config=config)
+    batch, draws = tiny_batch(policy, B), policy.draw(B, seeded())
+    chunks: list[Tensor] = []
+    policy.head.network.register_forward_hook(lambda module, inputs, output: chunks.append(output.detach()))
+    whole, _ = policy.compute_loss(batch, draws)
+    parts = []
+    for rows in (slice(0, 2), slice(2, 4), slice(4, 6)):
+        part = {"obs": {key: value[rows] for key, value in batch["obs"].items()}, "action": batch["action"][rows]}
+        parts.append(policy.compute_loss(part, {name: value[rows] for name, value in draws.items()})[0])
+    torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.cat(chunks[1:]), chunks[0], rtol=1e-4, atol=1e-4)
+    assert float(chunks[0].std(dim=0).mean()) > 1e-3, "the rows must differ"
+
+
+def test_batch_scope_couples_the_rows() -> None:
+    """Why several parts of a batch change the objective of the drift head, unless scope is "group"."""
+    policy = tiny_policy("drift", head_config=DriftHeadConfig(samples_per_observation=3, scope="batch"))
+    batch, draws = tiny_batch(policy, B), policy.draw(B, seeded())
+    whole, _ = policy.compute_loss(batch, draws)
+    parts = []
+    for rows in (slice(0, 3), slice(3, 6)):
+        part = {"obs": {"obs": batch["obs"]["obs"][rows]}, "action": batch["action"][rows]}
+        parts.append(policy.compute_loss(part, {name: value[rows] for name, value in draws.items()})[0])
+    gradients = []
+    for loss in (whole, torch.stack(parts).mean()):
+        policy.zero_grad()
+        loss.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in policy.head.parameters()]))  # type: ignore[union-attr]
+    assert not torch.allclose(gradients[0], gradients[1], rtol=0.05)

@@ -1,0 +1,89 @@
+"""Settings of training that cannot work are refused in words, before anything is written."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from drift_policy.errors import ConfigurationError
+from drift_policy.training.ema import Ema
+from drift_policy.training.parallel import Processes, start_processes
+from drift_policy.training.run import train
+from drift_policy.training.trainer_config import PLACEMENTS, PRECISIONS, SHARDINGS, TrainerConfig
+from drift_policy.training.update import PolicyUpdate
+from tests.helpers.point_task import point_training
+from tests.helpers.policies import tiny_policy
+
+QUIET = Console(quiet=True)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "expected"),
+    [
+        ({"sharding": "fsdp2"}, r"trainer\.sharding=fsdp2 .*there is one: start with torchrun"),
+        ({"gradient_accumulation_steps": 3}, r"trainer\.batch_size=16 .* 3 gradient .* multiple of 3"),
+        ({"precision": "tfloat32"}, r"trainer\.precision=tfloat32 .*the device is cpu: use float32 or bfloat16"),
+    ],
+)
+def test_settings_that_do_not_fit_the_machine_or_each_other(
+    tmp_path: Path, trainer: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        train(point_training(tmp_path, trainer=trainer), [], QUIET)
+    assert not (tmp_path / "runs/point/test/checkpoints").exists()
+
+
+def update_of(processes: Processes, **settings: Any) -> PolicyUpdate:
+    policy = tiny_policy("regression")
+    config = TrainerConfig(**settings)
+    return PolicyUpdate(policy, Ema(policy, 0.9), config, processes, seed=0)
+
+
+def several(size: int, sharding: str = "none") -> Processes:
+    """Processes that a check may count; they are not started."""
+    processes = Processes(CPU, sharding=sharding)
+    processes.size = size
+    return processes
+
+
+def test_batch_must_be_shared_by_processes_and_parts() -> None:
+    with pytest.raises(ConfigurationError, match=r"batch_size=16 is shared by 3 process.* 2 gradient .* multiple of 6"):
+        update_of(several(3), batch_size=16, gradient_accumulation_steps=2)
+    update_of(several(4), batch_size=16, gradient_accumulation_steps=2)
+
+
+def test_compiled_updates_cannot_be_sharded() -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer\.compile=true and trainer\.sharding=fsdp2"):
+        update_of(several(2, "fsdp2"), batch_size=16, compile=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "choices"),
+    [
+        ("precision", "float16", PRECISIONS),
+        ("sharding", "fsdp", SHARDINGS),
+        ("data_placement", "gpu", PLACEMENTS),
+    ],
+)
+def test_unknown_names_say_which_exist(name: str, value: str, choices: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=rf"trainer\.{name} must be one of {', '.join(choices)}.*{value}"):
+        TrainerConfig(**{name: value})  # type: ignore[arg-type]
+    for choice in choices:
+        TrainerConfig(**{name: choice})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["gradient_accumulation_steps", "num_workers"])
+def test_counts_are_at_least_one(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"trainer\.{name} must be at least 1"):
+        TrainerConfig(**{name: 0})
+
+
+def test_several_processes_without_accelerate_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ConfigurationError, match=r"needs the package accelerate: pip install 'drift-policy\[train\]'"):
+        start_processes(CPU, "none")

@@ -1,0 +1,83 @@
+"""Modules of the user that add parts to a training or an evaluation."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from drift_policy.encoders import IMAGE_BACKBONES
+from drift_policy.errors import ConfigurationError, UserError
+from drift_policy.evaluation.evaluate import EvalConfig, evaluate
+from drift_policy.evaluation.rollout import EvaluationConfig
+from drift_policy.plugins import import_plugins
+from drift_policy.training.run import train
+from tests.helpers.image_task import image_task, image_training
+from tests.helpers.point_task import point_training
+
+QUIET = Console(quiet=True)
+NAME = "mean_colour"
+PLUGIN = """
+from dataclasses import dataclass
+from torch import nn
+from drift_policy.encoders import register_image_backbone
+
+@dataclass
+class MeanConfig:
+    size: int = 3
+
+def build(config, channels, height, width):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, config.size))
+
+register_image_backbone("mean_colour", MeanConfig, build)
+"""
+
+
+def forget_plugin() -> None:
+    """As in a new process."""
+    IMAGE_BACKBONES.pop(NAME, None)
+    sys.modules.pop(NAME, None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder on the path with the module `mean_colour`."""
+    (tmp_path / f"{NAME}.py").write_text(PLUGIN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    forget_plugin()
+
+
+def test_a_backbone_of_the_user_is_trained_and_evaluated(folder: Path) -> None:
+    short = {"num_steps": 2, "batch_size": 8, "rollout_every": 0}
+    config = image_training(folder, backbone={"name": NAME, "size": 5}, trainer=short, plugins=[NAME])
+    run = train(config, [], QUIET)
+    assert NAME in IMAGE_BACKBONES
+
+    forget_plugin()
+    evaluation = EvaluationConfig(n_episodes=2, max_steps=8)
+    with pytest.raises(UserError, match=rf"'{NAME}' is unknown.*plugins=\[my_package\.my_module\]"):
+        evaluate(EvalConfig(str(run), evaluation, image_task()), folder, [], QUIET)  # a checkpoint imports nothing
+    result = evaluate(EvalConfig(str(run), evaluation, image_task(), plugins=[NAME]), folder, [], QUIET)
+    assert len(result.episodes) == 2
+
+
+def test_missing_modules_are_refused_before_anything_else(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="'nowhere.to_be_found', which cannot be imported.*PYTHONPATH"):
+        train(point_training(tmp_path, plugins=["nowhere.to_be_found"]), [], QUIET)
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(ConfigurationError, match="'nowhere', which cannot be imported"):
+        evaluate(EvalConfig("no_checkpoint", EvaluationConfig(), plugins=["nowhere"]), tmp_path, [], QUIET)
+
+
+def test_a_module_that_lacks_a_package_is_named_with_it(folder: Path) -> None:
+    (folder / "needy.py").write_text("import package_that_nobody_has\n")
+    with pytest.raises(ConfigurationError, match="'needy', which cannot be imported.*package_that_nobody_has"):
+        import_plugins(["needy"])
+
+
+@pytest.mark.parametrize("name", ["", ".relative", "folder/module", "my-module", "a..b"])
+def test_names_that_are_no_modules(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="which is no module"):
+        import_plugins([name])

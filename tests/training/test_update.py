@@ -1,0 +1,141 @@
+"""One update: how a batch is split, what is averaged, and where its random numbers come from."""
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from drift_policy import Policy
+from drift_policy.encoders import IMAGE_BACKBONES
+from drift_policy.networks import MlpConfig
+from drift_policy.training.ema import Ema
+from drift_policy.training.parallel import Processes
+from drift_policy.training.schedule import step_generator
+from drift_policy.training.trainer_config import TrainerConfig
+from drift_policy.training.update import PolicyUpdate
+from tests.helpers.image_policies import tiny_image_policy
+from tests.helpers.image_task import BATCH_NORM
+from tests.helpers.policies import tiny_batch, tiny_policy
+
+POLICY = tiny_policy("regression")
+SIZES = st.integers(1, 4)
+
+
+def seat(rank: int, size: int) -> Processes:
+    """One of several processes that do not talk to each other: enough to see what each would compute."""
+    processes = Processes(torch.device("cpu"))
+    processes.rank, processes.size = rank, size
+    return processes
+
+
+def update_of(policy: Policy, *, rank: int = 0, size: int = 1, seed: int = 0, **changes: Any) -> PolicyUpdate:
+    config = TrainerConfig(**({"num_steps": 100, "warmup_steps": 0, "batch_size": 8} | changes))
+    return PolicyUpdate(policy, Ema(policy, config.ema_decay), config, seat(rank, size), seed)
+
+
+def weights(policy: Policy) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+
+def select(batch: Any, rows: slice) -> Any:
+    return batch[rows] if isinstance(batch, Tensor) else {key: select(value, rows) for key, value in batch.items()}
+
+
+@settings(deadline=None)  # building the first optimiser takes longer
+@given(SIZES, SIZES, st.integers(1, 5))
+def test_processes_and_parts_share_a_batch_exactly(size: int, parts: int, share: int) -> None:
+    split = {"batch_size": size * parts * share, "gradient_accumulation_steps": parts}
+    windows = np.random.default_rng(0).permutation(1000)[: split["batch_size"]]
+    updates = [update_of(POLICY, rank=rank, size=size, **split) for rank in range(size)]
+    alone = list(update_of(POLICY, **split).parts(windows))
+    shared = [list(update.parts(windows)) for update in updates]
+    for part in range(parts):
+        # A part is the same windows in the same order for any number of processes: so are its statistics.
+        np.testing.assert_array_equal(np.concatenate([own[part] for own in shared]), alone[part])
+        for update, own in zip(updates, shared, strict=True):
+            np.testing.assert_array_equal(windows[update.rows(part)], own[part])
+            assert len(own[part]) == share
+    np.testing.assert_array_equal(np.concatenate(alone), windows)
+    assert all(len(own) == parts for own in shared)
+
+
+@pytest.mark.parametrize("head", ["drift", "regression"])
+def test_metrics_and_gradients_of_parts_are_averaged(head: str) -> None:
+    policy = tiny_policy(head)
+    batch = tiny_batch(policy, 8)
+    update = update_of(policy, gradient_accumulation_steps=2, gradient_clip=None)
+    reference = deepcopy(policy)
+    draws = reference.draw(8, step_generator(5, 0))
+    halves = [slice(0, 4), slice(4, 8)]
+    expected = [reference.compute_loss(select(batch, half), select(draws, half)) for half in halves]
+    (sum(loss for loss, _ in expected) / 2).backward()  # type: ignore[union-attr]
+    norm = torch.stack([parameter.grad.norm() for parameter in reference.parameters()]).norm()  # type: ignore[union-attr]
+
+    metrics = update(5, iter([select(batch, half) for half in halves]))
+    torch.testing.assert_close(metrics["loss"], (expected[0][0] + expected[1][0]).detach() / 2)
+    torch.testing.assert_close(metrics["action_mse"], (expected[0][1]["action_mse"] + expected[1][1]["action_mse"]) / 2)
+    torch.testing.assert_close(metrics["gradient_norm"], norm)
+    assert metrics.keys() == {*expected[0][1], "loss", "gradient_norm"}
+
+
+def test_each_process_gets_its_rows_of_the_noise() -> None:
+    policy = tiny_policy("drift")
+    batch = tiny_batch(policy, 8)
+    draws = policy.draw(8, step_generator(2, 0))
+    for rank, rows in enumerate([slice(0, 4), slice(4, 8)]):
+        expected, _ = deepcopy(policy).compute_loss(select(batch, rows), select(draws, rows))
+        metrics = update_of(deepcopy(policy), rank=rank, size=2)(2, iter([select(batch, rows)]))
+        torch.testing.assert_close(metrics["loss"], expected.detach())
+
+
+def test_dropout_is_a_function_of_step_seed_and_process() -> None:
+    policy = tiny_policy("regression", network_config=MlpConfig(width=16, depth=1, dropout=0.5))
+
+    def after(step: int, rank: int = 0, seed: int = 0) -> Tensor:
+        """Train a copy on a batch that is the same for every step and process, from another random state each time."""
+        copy = deepcopy(policy)
+        torch.seed()
+        update_of(copy, rank=rank, size=2, seed=seed)(step, iter([tiny_batch(policy, 4)]))
+        return weights(copy)
+
+    first = after(step=3)
+    assert torch.equal(first, after(step=3))
+    for other in (after(step=4), after(step=3, rank=1), after(step=3, seed=1)):
+        assert (first - other).abs().max() > 1e-5
+    assert torch.equal(after(step=3, rank=1), after(step=3, rank=1))
+
+
+def test_clipping_limits_the_gradient_but_not_its_report() -> None:
+    free, clipped = deepcopy(POLICY), deepcopy(POLICY)
+    batch = tiny_batch(POLICY, 8)
+    metrics = update_of(free, gradient_clip=None)(0, iter([batch]))
+    limit = float(metrics["gradient_norm"]) / 1e6
+    update = update_of(clipped, gradient_clip=limit)
+    torch.testing.assert_close(update(0, iter([batch]))["gradient_norm"], metrics["gradient_norm"])
+    moments = [state["exp_avg"].norm() for state in update.optimizer.state.values()]
+    torch.testing.assert_close(torch.stack(moments).norm(), torch.tensor(0.1 * limit), rtol=1e-3, atol=0)
+
+
+def test_gathering_the_average_copies_changed_buffers_and_keeps_averaged_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(IMAGE_BACKBONES, "batch_norm", BATCH_NORM)
+    policy = tiny_image_policy(image_backbone_name="batch_norm", image_backbone=BATCH_NORM.config())
+    update = update_of(policy, ema_decay=0.5, learning_rate=0.1)
+    averaged = update.ema.policy
+    name = "encoder.backbones.image.1.running_mean"
+    for step in range(3):
+        update(step, iter([tiny_batch(policy, 8, seed=step)]))
+    assert not torch.equal(averaged.state_dict()[name], policy.state_dict()[name])
+    weights_before = weights(averaged)
+    update.ema.gather(policy)
+    assert torch.equal(averaged.state_dict()[name], policy.state_dict()[name])
+    assert int(averaged.state_dict()["encoder.backbones.image.1.num_batches_tracked"]) == 3
+    assert torch.equal(weights(averaged), weights_before)
+    assert not torch.equal(weights(averaged), weights(policy))
+    assert not averaged.training and policy.training
