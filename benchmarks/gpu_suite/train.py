@@ -202,7 +202,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--network", choices=NETWORKS, default="unet")
     parser.add_argument("--name", default=None, help="of the files; <task>_<head>_<network> by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=positive_integer, default=20000, help="optimiser steps at most")
+    parser.add_argument("--steps", type=positive_integer, default=100000, help="optimiser steps at most")
     parser.add_argument(
         "--fractions", type=_share, nargs="+", default=[1.0], help="shares of the steps after which weights are stored"
     )

@@ -41,13 +41,13 @@ def settings(folder: Path, name: str) -> list[str]:
 def stop_when_training(process: subprocess.Popen[str], run_dir: Path, number: signal.Signals, to_group: bool) -> str:
     """Signal a program that has begun to train, wait for its end, and return what it printed to stderr."""
     metrics = run_dir / "metrics.csv"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     try:
         while not metrics.exists() or len(metrics.read_text().splitlines()) < 3:
             assert time.monotonic() < deadline and process.poll() is None, process.communicate(timeout=5)
             time.sleep(0.1)
         (os.killpg if to_group else os.kill)(process.pid, number)
-        return process.communicate(timeout=60)[1]
+        return process.communicate(timeout=100)[1]
     finally:
         process.kill()
 

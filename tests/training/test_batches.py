@@ -138,25 +138,16 @@ def test_training_from_a_stream_is_that_from_memory_bit_for_bit(
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     short = {"num_steps": 6, "batch_size": 8, "log_every": 2, "validate_every": 6, "rollout_every": 0, "num_workers": 2}
     in_memory = train(image_training(tmp_path, name="memory", trainer=short), [], QUIET)
-    stop_before_step(monkeypatch, 2, press_ctrl_c)
-    with pytest.raises(UserError, match="Stopped at step 3"):
-        train(image_training(tmp_path, name="stream", memory_map=True, trainer=short), [], QUIET)
-    wait_until_no_children()
-    stream = train(image_training(tmp_path, name="stream", memory_map=True, resume=True, trainer=short), [], QUIET)
+    stop_before_step(monkeypatch, 4, press_ctrl_c)
+    with pytest.raises(UserError, match="Stopped at step 5"):
+        train(image_training(tmp_path, name="mapped", memory_map=True, trainer=short), [], QUIET)
     wait_until_no_children()
     assert list((tmp_path / "cache" / "memory_map").glob("img-*.npy"))
-    assert_same_state(in_memory, stream)
-    for run in (in_memory, stream):
+    # Where the data lie does not belong to the settings that a run keeps.
+    elsewhere = short | {"data_placement": "device", "num_workers": 1}
+    mapped = train(image_training(tmp_path, name="mapped", memory_map=True, resume=True, trainer=elsewhere), [], QUIET)
+    assert_same_state(in_memory, mapped)
+    for run in (in_memory, mapped):
         with (run / "metrics.csv").open() as file:
             waits = [float(row["train/data_wait"]) for row in csv.DictReader(file)]
         assert len(waits) == 3 and all(0 < wait < 1 for wait in waits)
-
-
-def test_a_run_may_go_on_from_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the data lie does not belong to the settings that a run keeps."""
-    short = {"num_steps": 4, "batch_size": 8, "rollout_every": 0}
-    stop_before_step(monkeypatch, 1, press_ctrl_c)
-    with pytest.raises(UserError, match="Stopped at step 2"):
-        train(image_training(tmp_path, trainer=short | {"data_placement": "device"}), [], QUIET)
-    changed = short | {"data_placement": "stream", "num_workers": 1}
-    assert train(image_training(tmp_path, resume=True, trainer=changed), [], QUIET).is_dir()
