@@ -4,18 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from drift_policy.data.dataset import Column, WindowDataset
-from drift_policy.data.readers.zarr import read_zarr
+from drift_policy.data.readers.npz import count_npz, read_npz
+from drift_policy.data.readers.zarr import count_zarr, read_zarr
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import DatasetSource, ResolvedData, resolve
 from drift_policy.encoders import ObservationSpec
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import ConfigurationError, require
+
+COUNTERS = {"zarr": count_zarr, "npz": count_npz}  # format of a data set -> how its episodes and steps are counted
 
 
 @dataclass
@@ -24,12 +29,23 @@ class DatasetConfig:
 
     name: str  # how messages call the data set
     relative_path: str  # inside the folder DRIFT_POLICY_DATA or the cache
+    format: str = "zarr"  # "zarr", or "npz" for one NumPy archive
     url: str | None = None  # archive to download
     sha256: str | None = None  # content check of the download
     expected_episodes: int | None = None  # content check of the data set
     expected_steps: int | None = None  # content check of the data set
     bundled: str | None = None  # demonstrations in the repository, used when nothing else is found
-    memory_map: bool = False  # keep the data on disk instead of in memory
+    memory_map: bool = False  # keep the data on disk instead of in memory; zarr only
+
+    def __post_init__(self) -> None:
+        require(
+            self.format in COUNTERS,
+            f"task.dataset.format must be one of {', '.join(COUNTERS)}, but is {self.format!r}.",
+        )
+        require(
+            not self.memory_map or self.format == "zarr",
+            f"task.dataset.memory_map works with format zarr only, but the format is {self.format}: leave it out.",
+        )
 
 
 @dataclass
@@ -102,7 +118,20 @@ def load_demonstrations(
     Raises:
         DataError: they are nowhere to be found, or damaged.
     """
-    dataset = task.dataset
+    resolved = find_demonstrations(task.dataset, path, allow_download, report)
+    columns = {column.name for observation in task.observations.values() for column in observation.columns}
+    columns |= {column.name for column in task.action}
+    return Demonstrations(_read(task.dataset, resolved.path, sorted(columns)), resolved)
+
+
+def find_demonstrations(
+    dataset: DatasetConfig, path: str | None, allow_download: bool, report: Callable[[str], None]
+) -> ResolvedData:
+    """Find the demonstrations of a task without reading them, saying on the way where they come from.
+
+    Raises:
+        DataError: they are nowhere to be found, or not the expected ones.
+    """
     source = DatasetSource(
         name=dataset.name,
         relative_path=dataset.relative_path,
@@ -112,11 +141,13 @@ def load_demonstrations(
         expected_steps=dataset.expected_steps,
         bundled=dataset.bundled,
     )
-    resolved = resolve(source, path, allow_download=allow_download, report=report)
-    columns = {column.name for observation in task.observations.values() for column in observation.columns}
-    columns |= {column.name for column in task.action}
-    buffer = read_zarr(resolved.path, sorted(columns), memory_map=dataset.memory_map)
-    return Demonstrations(buffer, resolved)
+    return resolve(source, path, allow_download=allow_download, report=report, count=COUNTERS[dataset.format])
+
+
+def _read(dataset: DatasetConfig, path: Path, columns: list[str]) -> ReplayBuffer:
+    if dataset.format == "npz":
+        return read_npz(path, columns)
+    return read_zarr(path, columns, memory_map=dataset.memory_map)
 
 
 def make_windows(
@@ -170,11 +201,13 @@ def make_env_factory(env: EnvConfig, max_steps: int, render: bool = False) -> Ca
     try:
         if module:
             import_module(module)  # registers the environment
-        gym.spec(name)
+        entry_point = gym.spec(name).entry_point
+        if isinstance(entry_point, str):
+            load_env_creator(entry_point)  # imports the simulator
     except (gym.error.Error, ImportError) as error:
         raise ConfigurationError(
             f"The environment {env.id!r} cannot be made: {error}. Run from the repository root and install the "
-            "simulators: pip install -e '.[sim]'."
+            "simulators: pip install -c constraints.txt -e '.[sim,mujoco]'."
         ) from error
     return partial(gym.make, env.id, max_episode_steps=max_steps, disable_env_checker=True, **kwargs)
 
