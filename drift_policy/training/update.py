@@ -110,8 +110,8 @@ class PolicyUpdate:
         """
         parts = self._config.gradient_accumulation_steps
         draws = self.policy.draw(self._config.batch_size, step_generator(step, self._seed))
-        # Dropout is the only part that draws from the default generators.
-        torch.manual_seed((step_seed(step, self._seed) + self._processes.rank) % 2**63)
+        # Dropout is the only part that draws from the default generators; it must not repeat the numbers of `draws`.
+        torch.manual_seed((step_seed(step, self._seed) + 1 + self._processes.rank) % 2**63)
         gathered: list[Metrics] = []
         for part in range(parts):
             own = {name: value[self.rows(part)] for name, value in draws.items()}
