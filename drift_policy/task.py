@@ -1,10 +1,9 @@
 """A task: where its demonstrations are, what a policy observes of them, and the environment that scores it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -13,14 +12,11 @@ from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from drift_policy.data.dataset import Column, WindowDataset
-from drift_policy.data.readers.npz import count_npz, read_npz
-from drift_policy.data.readers.zarr import count_zarr, read_zarr
+from drift_policy.data.formats import FORMATS
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import DatasetSource, ResolvedData, resolve
 from drift_policy.encoders import ObservationSpec
 from drift_policy.errors import ConfigurationError, require
-
-COUNTERS = {"zarr": count_zarr, "npz": count_npz}  # format of a data set -> how its episodes and steps are counted
 
 
 @dataclass
@@ -29,23 +25,34 @@ class DatasetConfig:
 
     name: str  # how messages call the data set
     relative_path: str  # inside the folder DRIFT_POLICY_DATA or the cache
-    format: str = "zarr"  # "zarr", or "npz" for one NumPy archive
+    format: str = "zarr"  # one of drift_policy.data.formats.FORMATS
+    options: dict[str, Any] = field(default_factory=dict)  # settings of the format's reader, such as action_mode
     url: str | None = None  # archive to download
     sha256: str | None = None  # content check of the download
     expected_episodes: int | None = None  # content check of the data set
     expected_steps: int | None = None  # content check of the data set
     bundled: str | None = None  # demonstrations in the repository, used when nothing else is found
-    memory_map: bool = False  # keep the data on disk instead of in memory; zarr only
+    hint: str | None = None  # how to get the data where there is no address to download from, in one line
+    memory_map: bool = False  # keep large arrays on disk instead of in memory, for formats that can
 
     def __post_init__(self) -> None:
         require(
-            self.format in COUNTERS,
-            f"task.dataset.format must be one of {', '.join(COUNTERS)}, but is {self.format!r}.",
+            self.format in FORMATS,
+            f"task.dataset.format must be one of {', '.join(FORMATS)}, but is {self.format!r}.",
         )
+        mapped = [name for name, data_format in FORMATS.items() if data_format.memory_map]
         require(
-            not self.memory_map or self.format == "zarr",
-            f"task.dataset.memory_map works with format zarr only, but the format is {self.format}: leave it out.",
+            not self.memory_map or self.format in mapped,
+            f"task.dataset.memory_map works with the formats {', '.join(mapped)} only, but the format is "
+            f"{self.format}: leave it out.",
         )
+        known = FORMATS[self.format].options
+        for name in self.options:
+            require(
+                name in known,
+                f"task.dataset.options.{name} is no setting of the format {self.format}: it has "
+                f"{', '.join(known) or 'none'}.",
+            )
 
 
 @dataclass
@@ -73,7 +80,14 @@ class EnvConfig:
 
     id: str  # as gymnasium.make takes it, "module:namespace/Name-v0"
     kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of gymnasium.make
+    from_data: list[str] = field(default_factory=list)  # further arguments, which the demonstrations say, if they do
+    max_steps: int = 300  # environment steps after which an episode of the task's protocol ends
+    phases: int = 0  # subtasks that an episode can complete, which info["n_completed"] counts; 0 is no such count
     fps: int = 10  # control rate in environment steps per second, used for films
+
+    def __post_init__(self) -> None:
+        require(self.max_steps >= 1, f"task.env.max_steps must be at least 1, but is {self.max_steps}.")
+        require(self.phases >= 0, f"task.env.phases must not be negative, but is {self.phases}.")
 
 
 @dataclass
@@ -98,6 +112,7 @@ class Demonstrations:
 
     buffer: ReplayBuffer
     source: ResolvedData
+    environment: dict[str, Any] = field(default_factory=dict)  # what the data say about it; see EnvConfig.from_data
 
     def describe(self, name: str) -> dict[str, Any]:
         """Return what a manifest records of the data."""
@@ -121,7 +136,11 @@ def load_demonstrations(
     resolved = find_demonstrations(task.dataset, path, allow_download, report)
     columns = {column.name for observation in task.observations.values() for column in observation.columns}
     columns |= {column.name for column in task.action}
-    return Demonstrations(_read(task.dataset, resolved.path, sorted(columns)), resolved)
+    data_format = FORMATS[task.dataset.format]
+    options = dict(task.dataset.options) | ({"memory_map": True} if task.dataset.memory_map else {})
+    buffer = data_format.read(resolved.path, sorted(columns), **options)
+    said = data_format.environment(resolved.path) if data_format.environment and task.env.from_data else {}
+    return Demonstrations(buffer, resolved, {name: said[name] for name in task.env.from_data if name in said})
 
 
 def find_demonstrations(
@@ -140,14 +159,9 @@ def find_demonstrations(
         expected_episodes=dataset.expected_episodes,
         expected_steps=dataset.expected_steps,
         bundled=dataset.bundled,
+        hint=dataset.hint,
     )
-    return resolve(source, path, allow_download=allow_download, report=report, count=COUNTERS[dataset.format])
-
-
-def _read(dataset: DatasetConfig, path: Path, columns: list[str]) -> ReplayBuffer:
-    if dataset.format == "npz":
-        return read_npz(path, columns)
-    return read_zarr(path, columns, memory_map=dataset.memory_map)
+    return resolve(source, path, allow_download=allow_download, report=report, count=FORMATS[dataset.format].count)
 
 
 def make_windows(
@@ -185,11 +199,22 @@ def observation_specs(task: TaskConfig, windows: WindowDataset) -> dict[str, Obs
     }
 
 
+def env_for_data(env: EnvConfig, environment: Mapping[str, Any]) -> EnvConfig:
+    """Return the environment with the arguments that the demonstrations say, as far as its task asks for them.
+
+    Args:
+        env: the environment of the task.
+        environment: `Demonstrations.environment`, or what a checkpoint's metadata kept of it.
+    """
+    said = {name: environment[name] for name in env.from_data if name in environment}
+    return replace(env, kwargs={**said, **env.kwargs})
+
+
 def make_env_factory(env: EnvConfig, max_steps: int, render: bool = False) -> Callable[[], gym.Env[Any, Any]]:
     """Return a function, which processes can exchange, that makes the environment of a task.
 
     Args:
-        env: the environment.
+        env: the environment, with the arguments that its data say.
         max_steps: length limit of an episode, in place of the limit the environment is registered with.
         render: whether `env.render()` shall give frames.
 

@@ -80,7 +80,7 @@ def score_checkpoint(
 ) -> dict[str, Any]:
     """Roll a policy out and return the row of its checkpoint."""
     env = task_env(policy.metadata.get("task"))
-    result = rollout(policy, make_env_factory(env, config.max_steps), config)
+    result = rollout(policy, make_env_factory(env, config.step_limit), config)
     print(
         f"seed {run['seed']}, step {entry['step']}, after {entry['seconds']:.0f} s: "
         f"score {result.score}, success {result.success} ({result.wall_s:.0f} s)",
@@ -144,13 +144,13 @@ def score(path: Path, output: Path, config: EvaluationConfig, only_last: bool, a
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score trainings."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    protocol = EvaluationConfig()
+    protocol = EvaluationConfig(max_steps=300)  # of both Push-T tasks
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path, nargs="+", help="the JSON files of trainings, their pieces beside them")
     parser.add_argument("--output", type=Path, default=ROOT / "results" / "gpu")
     parser.add_argument("--only-last", action="store_true", help="score the last checkpoint of each seed alone")
     parser.add_argument("--episodes", type=positive_integer, default=protocol.n_episodes)
-    parser.add_argument("--max-steps", type=positive_integer, default=protocol.max_steps)
+    parser.add_argument("--max-steps", type=positive_integer, default=protocol.step_limit)
     parser.add_argument("--decision-batch-size", type=positive_integer, default=protocol.decision_batch_size)
     given = parser.parse_args(arguments)
     config = EvaluationConfig(

@@ -35,6 +35,7 @@ class DatasetSource:
     expected_episodes: int | None = None  # episodes of the full data set, if known
     expected_steps: int | None = None  # steps of the full data set, if known
     bundled: str | None = None  # demonstrations that come with the repository, relative to its root
+    hint: str | None = None  # how to get the data where there is no url, in one line
 
     def __post_init__(self) -> None:
         relative = PurePosixPath(self.relative_path)
@@ -214,7 +215,8 @@ def _bundled(source: DatasetSource, reason: str, repository: Path) -> Path:
 def _how_to_get(source: DatasetSource) -> str:
     place = f"so that {DATA_VARIABLE} names the folder that holds {source.relative_path}"
     if source.url is None:
-        return f"To use the full data set, put it on this machine {place}."
+        hint = f" {source.hint}" if source.hint else ""
+        return f"To use the full data set, put it on this machine {place}.{hint}"
     name = PurePosixPath(urlsplit(source.url).path).name
     if _is_packed(source, source.url):
         commands = f"  mkdir -p data && cd data\n  curl -L -O {source.url}\n  unzip {name}"

@@ -15,7 +15,8 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
     """Turn an environment into one that takes chunks [Ta, Da] and shows the last To observations.
 
     `info` says after every chunk: "score" (highest reward of the episode so far, Diffusion Policy's metric),
-    "success" (whether the environment's "is_success" was true at any step), "steps" and "episode_over".
+    "success" (whether the environment's "is_success" was true at any step), "completed" (the highest "n_completed" that
+    the environment reported, 0 if it reports none), "steps" and "episode_over".
     An ended episode ignores further chunks until `reset`, and never reports termination by itself: a slot of a
     vector environment that has nothing left to do then costs nothing.
 
@@ -30,7 +31,7 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
         self._max_steps = max_steps
-        self._score, self._success, self._steps, self._over = -inf, False, 0, True
+        self._score, self._success, self._completed, self._steps, self._over = -inf, False, 0, 0, True
 
         single: spaces.Space[Any] = env.observation_space
         boxes: dict[str, spaces.Space[Any]] = {SINGLE_KEY: single}
@@ -45,7 +46,7 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
         """Start an episode and return its first observation, To times."""
         observation, _ = self.env.reset(seed=seed, options=options)
         self._history.extend([self._as_mapping(observation)] * (self._history.maxlen or 1))
-        self._score, self._success, self._steps, self._over = -inf, False, 0, False
+        self._score, self._success, self._completed, self._steps, self._over = -inf, False, 0, 0, False
         return self._stacked(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -58,6 +59,7 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
             self._steps += 1
             self._score = max(self._score, float(reward))
             self._success = self._success or bool(info.get("is_success", False))
+            self._completed = max(self._completed, int(info.get("n_completed", 0)))
             self._over = terminated or truncated or self._steps >= self._max_steps
         return self._stacked(), self._score, False, False, self._info()
 
@@ -71,6 +73,7 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
         return {
             "score": self._score,
             "success": self._success,
+            "completed": self._completed,
             "steps": self._steps,
             "episode_over": self._over,
         }

@@ -20,7 +20,7 @@ from drift_policy.manifest import describe_run, write_json
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
 from drift_policy.serialization import load_policy, resolve_checkpoint
-from drift_policy.task import EnvConfig, TaskConfig, make_env_factory
+from drift_policy.task import EnvConfig, TaskConfig, env_for_data, make_env_factory
 
 SCRIPT = "eval_policy.py"
 
@@ -60,14 +60,14 @@ def evaluate(config: EvalConfig, tasks: Path, overrides: Sequence[str], console:
     import_plugins(config.plugins)
     folder = resolve_checkpoint(config.ckpt)
     policy = load_policy(folder, choose_device(config.device))
-    env = config.task.env if config.task else _trained_env(policy, folder, tasks)
+    env = env_of_checkpoint(policy, config.task.env if config.task else _trained_env(policy, folder, tasks))
     console.print(f"policy   {folder}, trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
     manifest = {
         **describe_run(SCRIPT, overrides),
         "checkpoint": {**policy.metadata, "folder": folder.name, "policy": policy.config.to_mapping()},
-        "evaluation": evaluation_manifest(policy, result, config.evaluation),
+        "evaluation": evaluation_manifest(policy, env, result, config.evaluation),
     }
     write_json(output / "manifest.json", manifest)
     if config.video_episodes:
@@ -76,8 +76,17 @@ def evaluate(config: EvalConfig, tasks: Path, overrides: Sequence[str], console:
     return result
 
 
+def env_of_checkpoint(policy: Policy, env: EnvConfig) -> EnvConfig:
+    """Return the environment of a task with the arguments that the checkpoint's demonstrations said."""
+    said = policy.metadata.get("environment", {})
+    if not isinstance(said, dict):
+        raise CheckpointError(f"metadata.environment of the checkpoint must be an object, but is {said!r:.50}.")
+    return env_for_data(env, said)
+
+
 def evaluate_checkpoint(policy: Policy, env: EnvConfig, config: EvaluationConfig, console: Console) -> RolloutResult:
-    """Roll a policy out with a progress bar and print its scores."""
+    """Roll a policy out with a progress bar and print its scores; `env` as `env_of_checkpoint` gives it."""
+    config = config.for_task(env.max_steps)
     with Progress(
         TextColumn("episodes"),
         BarColumn(bar_width=24),
@@ -91,30 +100,34 @@ def evaluate_checkpoint(policy: Policy, env: EnvConfig, config: EvaluationConfig
         def on_episode(_: Episode) -> None:
             progress.advance(bar)
 
-        result = rollout(policy, make_env_factory(env, config.max_steps), config, on_episode)
+        result = rollout(policy, make_env_factory(env, config.step_limit), config, on_episode)
     name = str(policy.metadata.get("score_name", "score"))
     table = Table(title=f"{config.n_episodes} episodes, seeds from {config.start_seed}, {config.max_steps} steps")
     table.add_column("")
     table.add_column("mean", justify="right")
     table.add_column("95 % interval", justify="right")
-    for label, interval in ((f"highest {name}", result.score), ("success", result.success)):
+    phases = [(f"p{number}", result.phase(number)) for number in range(1, env.phases + 1)]
+    for label, interval in ((f"highest {name}", result.score), ("success", result.success), *phases):
         table.add_row(label, f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
     table.add_row("decision p50 / p99 [ms]", f"{result.latency(50):.2f}", f"{result.latency(99):.2f}")
     console.print(table)
     return result
 
 
-def evaluation_manifest(policy: Policy, result: RolloutResult, config: EvaluationConfig) -> dict[str, Any]:
+def evaluation_manifest(
+    policy: Policy, env: EnvConfig, result: RolloutResult, config: EvaluationConfig
+) -> dict[str, Any]:
     """Return what a manifest records of an evaluation, every episode included."""
     return {
         "score_name": policy.metadata.get("score_name", "score"),
         "score": result.score.to_mapping(),
         "success": result.success.to_mapping(),
+        "phases": {f"p{number}": result.phase(number).to_mapping() for number in range(1, env.phases + 1)},
         "network_evaluations": policy.num_evaluations,
         "latency_ms": {"p50": result.latency(50), "p99": result.latency(99), "decisions": len(result.latency_ms)},
         "wall_s": result.wall_s,
         "noise_scale": policy.config.noise_scale if config.noise_scale is None else config.noise_scale,
-        "protocol": asdict(config),
+        "protocol": asdict(config.for_task(env.max_steps)),
         "episodes": [asdict(episode) for episode in result.episodes],
     }
 
@@ -123,8 +136,9 @@ def write_artifacts(
     policy: Policy, env: EnvConfig, config: EvaluationConfig, folder: Path, video_episodes: int, console: Console
 ) -> None:
     """Film some test episodes and draw the action fan."""
-    make_env = make_env_factory(env, config.max_steps, render=True)
-    picture_action_fan(policy, make_env, config.start_seed, folder / "action_fan.png", config.max_steps)
+    config = config.for_task(env.max_steps)
+    make_env = make_env_factory(env, config.step_limit, render=True)
+    picture_action_fan(policy, make_env, config.start_seed, folder / "action_fan.png", config.step_limit)
     written = "action_fan.png"
     if video_episodes:
         with console.status(f"filming {video_episodes} episodes"):

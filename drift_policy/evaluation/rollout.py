@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -22,21 +22,37 @@ MakeEnv = Callable[[], gym.Env[Any, Any]]
 
 @dataclass
 class EvaluationConfig:
-    """Which episodes are rolled out, and how. The defaults are Diffusion Policy's test protocol for Push-T."""
+    """Which episodes are rolled out, and how. The defaults are Diffusion Policy's test protocol."""
 
     n_episodes: int = 50  # episodes, one seed each
     start_seed: int = 100000  # seed of the first episode; the others follow one by one
-    max_steps: int = 300  # environment steps after which an episode ends
+    max_steps: int | None = None  # environment steps after which an episode ends; null is the task's number
     n_envs: int = 10  # environments that run side by side; changes speed, never results
     asynchronous: bool = False  # one process for each environment: worth it where stepping or rendering is slow
     decision_batch_size: int = 1  # observations in one forward pass; above 1, rounding may differ between batches
     policy_seed: int = 0  # seed of the policy's noise, together with the episode's seed
     noise_scale: float | None = None  # factor on the policy's noise; null takes the checkpoint's own
 
+    def for_task(self, max_steps: int) -> "EvaluationConfig":
+        """Return this with the task's length of an episode, unless another one was set."""
+        return self if self.max_steps is not None else replace(self, max_steps=max_steps)
+
+    @property
+    def step_limit(self) -> int:
+        """Environment steps after which an episode ends.
+
+        Raises:
+            ConfigurationError: none was set and no task was asked.
+        """
+        if self.max_steps is None:
+            raise ConfigurationError("evaluation.max_steps has no value: set it, or take the task's with for_task.")
+        return self.max_steps
+
     def __post_init__(self) -> None:
         for name in ("n_episodes", "max_steps", "n_envs", "decision_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"evaluation.{name} must be at least 1, but is {getattr(self, name)}.")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigurationError(f"evaluation.{name} must be at least 1, but is {value}.")
         if self.start_seed < 0 or self.policy_seed < 0:
             raise ConfigurationError("evaluation.start_seed and evaluation.policy_seed must not be negative.")
         if self.noise_scale is not None and self.noise_scale < 0:
@@ -51,6 +67,7 @@ class Episode:
     score: float  # highest reward
     success: bool
     steps: int
+    completed: int = 0  # subtasks of the task that were completed, where the environment counts them
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,10 @@ class RolloutResult:
     def success(self) -> Interval:
         """Success rate."""
         return success_interval([episode.success for episode in self.episodes])
+
+    def phase(self, number: int) -> Interval:
+        """Share of the episodes that completed at least `number` subtasks (the p1, p2, ... of published tables)."""
+        return success_interval([episode.completed >= number for episode in self.episodes])
 
     def latency(self, percentile: float) -> float:
         """Return a percentile of the decision time in milliseconds."""
@@ -134,7 +155,7 @@ def rollout(
 @contextmanager
 def _vector_env(policy: Policy, make_env: MakeEnv, config: EvaluationConfig, n_envs: int) -> Iterator[VectorEnv]:
     # Worker processes are sent what this holds: sizes, not the policy.
-    make_chunked = partial(_make_chunked, make_env, policy.n_obs_steps, policy.n_action_steps, config.max_steps)
+    make_chunked = partial(_make_chunked, make_env, policy.n_obs_steps, policy.n_action_steps, config.step_limit)
     envs: VectorEnv
     if config.asynchronous:
         # Processes are spawned, because a forked process inherits locked threads and rendering contexts.
@@ -210,5 +231,6 @@ def _finished_episode(slot: _Slot, info: dict[str, np.ndarray]) -> Episode:
         seed=slot.seed,
         score=float(info["score"][slot.index]),
         success=bool(info["success"][slot.index]),
+        completed=int(info["completed"][slot.index]),
         steps=int(info["steps"][slot.index]),
     )

@@ -16,13 +16,21 @@ from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, RunStoppedError
 from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_manifest, write_artifacts
-from drift_policy.evaluation.rollout import rollout
+from drift_policy.evaluation.rollout import EvaluationConfig, rollout
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy, build_policy
 from drift_policy.policy_config import policy_config_from_mapping
 from drift_policy.serialization import load_policy
-from drift_policy.task import Demonstrations, load_demonstrations, make_env_factory, make_windows, observation_specs
+from drift_policy.task import (
+    Demonstrations,
+    EnvConfig,
+    env_for_data,
+    load_demonstrations,
+    make_env_factory,
+    make_windows,
+    observation_specs,
+)
 from drift_policy.training.checkpoint import CheckpointStore
 from drift_policy.training.config import TrainConfig
 from drift_policy.training.curves import plot_curves
@@ -80,10 +88,11 @@ def _train(
     console: Console,
 ) -> None:
     say = partial(console.print, highlight=False)
-    make_env = make_env_factory(config.task.env, config.rollout.max_steps)  # before hours of training, not after
     say(f"run      {run_dir}")
     with processes.main_first():
         demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
+    env = env_for_data(config.task.env, demonstrations.environment)
+    make_env_factory(env, env.max_steps)  # errors before hours of training, not after
     say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
     data_facts = demonstrations.describe(config.task.dataset.name)
@@ -101,7 +110,7 @@ def _train(
         store=store,
         trackers=[],
         display=TrainingDisplay(config.trainer.num_steps, console),
-        evaluate=_make_evaluate(config, make_env) if config.trainer.rollout_every else None,
+        evaluate=_make_evaluate(env, config.rollout) if config.trainer.rollout_every else None,
         seed=config.seed,
         processes=processes,
         resume=config.resume,
@@ -139,7 +148,7 @@ def _train(
         "config": _course_of_a_run(config),
         "seed": config.seed,
     }
-    _finish(config, run_dir, facts, trainer, console)
+    _finish(config, env, run_dir, facts, trainer, console)
 
 
 def build_policy_and_data(
@@ -165,6 +174,7 @@ def build_policy_and_data(
         "score_name": config.task.score_name,
         "action_space": config.task.action_space,
         "data": demonstrations.describe(config.task.dataset.name),
+        "environment": demonstrations.environment,
     }
     policy = build_policy(policy_config, metadata)
     policy.set_normalizer(Normalizer.fit(stats))
@@ -180,8 +190,10 @@ def _step_count(config: TrainConfig, name: str) -> int:
     return value
 
 
-def _make_evaluate(config: TrainConfig, make_env: Any) -> Evaluate:
-    return lambda policy, on_episode: rollout(policy, make_env, config.rollout, on_episode)
+def _make_evaluate(env: EnvConfig, config: EvaluationConfig) -> Evaluate:
+    config = config.for_task(env.max_steps)
+    make_env = make_env_factory(env, config.step_limit)
+    return lambda policy, on_episode: rollout(policy, make_env, config, on_episode)
 
 
 def _course_of_a_run(config: TrainConfig) -> dict[str, Any]:
@@ -207,14 +219,16 @@ def _num_parameters(policy: Policy) -> int:
     return sum(parameter.numel() for parameter in policy.parameters())
 
 
-def _finish(config: TrainConfig, run_dir: Path, facts: dict[str, Any], trainer: Trainer, console: Console) -> None:
+def _finish(
+    config: TrainConfig, env: EnvConfig, run_dir: Path, facts: dict[str, Any], trainer: Trainer, console: Console
+) -> None:
     """Evaluate the best checkpoint, write the manifest, then draw and film it."""
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", f"{config.task.name}/{config.name}")
     policy = load_policy(run_dir, trainer.policy.device)
-    result = evaluate_checkpoint(policy, config.task.env, config.evaluation, console)
-    evaluation = evaluation_manifest(policy, result, config.evaluation)
+    result = evaluate_checkpoint(policy, env, config.evaluation, console)
+    evaluation = evaluation_manifest(policy, env, result, config.evaluation)
     write_json(run_dir / "manifest.json", {**facts, "evaluation": evaluation})
-    write_artifacts(policy, config.task.env, config.evaluation, run_dir, config.video_episodes, console)
+    write_artifacts(policy, env, config.evaluation, run_dir, config.video_episodes, console)
     for tracker in trainer.trackers:
         if config.video_episodes:
             tracker.log_video(trainer.state.step, run_dir / "rollouts.mp4")
