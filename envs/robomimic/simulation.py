@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drift_policy.errors import ConfigurationError
-from envs.adroit.rendering import BACKEND_VARIABLE, choose_backend
+from envs.rendering import BACKEND_VARIABLE, choose_backend
 
 RELEASE = "1.4.1"  # of robosuite, with which robomimic's v1.4.1 files were made
 LOGGER = "robosuite_logs"
@@ -105,7 +105,8 @@ def make_robosuite(env_name: str, env_kwargs: Mapping[str, Any], rendering: bool
 def reset_robosuite(env: Any, seed: int) -> None:
     """Start an episode: the same seed gives the same placements and joint angles in every process.
 
-    robosuite draws them from the global generators of numpy and Python, which are left as they were.
+    robosuite draws them from the global generators of numpy and Python, which are left as they were. The model stays
+    the one that is loaded; see `load_own_model`.
 
     Args:
         env: from `make_robosuite`.
@@ -113,6 +114,11 @@ def reset_robosuite(env: Any, seed: int) -> None:
     """
     with _seeded(seed):
         env.reset()
+
+
+def load_own_model(env: Any) -> None:
+    """Load the environment's own model again, in place of one that `restore_state` was given; then reset it."""
+    env._initialize_sim()
 
 
 def restore_state(env: Any, state: NDArray[np.float64], model: str | None = None) -> None:

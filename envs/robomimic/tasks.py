@@ -34,6 +34,7 @@ class RobomimicTask:
 
     env_name: str  # name of the environment in robosuite
     cameras: tuple[str, ...]  # cameras of robomimic's image files
+    image_size: int = 84  # height and width of their images in Diffusion Policy's files, pixels
     robots: tuple[str, ...] = ("Panda",)
     env_configuration: str | None = None  # how robosuite places two robots
 
@@ -42,7 +43,7 @@ TASKS = {
     "lift": RobomimicTask("Lift", ("agentview", "robot0_eye_in_hand")),
     "can": RobomimicTask("PickPlaceCan", ("agentview", "robot0_eye_in_hand")),
     "square": RobomimicTask("NutAssemblySquare", ("agentview", "robot0_eye_in_hand")),
-    "tool_hang": RobomimicTask("ToolHang", ("sideview", "robot0_eye_in_hand")),
+    "tool_hang": RobomimicTask("ToolHang", ("sideview", "robot0_eye_in_hand"), image_size=240),
     "transport": RobomimicTask(
         "TwoArmTransport",
         ("shouldercamera0", "shouldercamera1", "robot0_eye_in_hand", "robot1_eye_in_hand"),

@@ -22,7 +22,8 @@ pytest.importorskip("gymnasium_robotics", reason="needs the package `gymnasium-r
 
 from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv  # noqa: E402
 
-from envs.adroit import AdroitDoorEnv, rendering  # noqa: E402
+from envs import rendering  # noqa: E402
+from envs.adroit import AdroitDoorEnv  # noqa: E402
 
 ENV_ID = "drift_policy/AdroitDoor-v0"
 ROOT = Path(__file__).parents[2]
