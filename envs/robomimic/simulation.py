@@ -130,8 +130,8 @@ def restore_state(env: Any, state: NDArray[np.float64], model: str | None = None
     Args:
         env: from `make_robosuite`.
         state: [D] flattened MuJoCo state: time, positions, velocities.
-        model: MuJoCo's XML of the scene, if it is to replace the present one; its meshes are looked for in the robosuite
-            that is installed.
+        model: MuJoCo's XML of the scene, if it is to replace the present one; its meshes are looked for in the
+            robosuite that is installed.
 
     Raises:
         ValueError: the state is not of this model.
@@ -149,9 +149,7 @@ def restore_state(env: Any, state: NDArray[np.float64], model: str | None = None
         robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
 
 
-def observe(
-    env: Any, cameras: Sequence[str] = (), camera_shape: tuple[int, int] = (84, 84)
-) -> dict[str, NDArray[Any]]:
+def observe(env: Any, cameras: Sequence[str] = (), camera_shape: tuple[int, int] = (84, 84)) -> dict[str, NDArray[Any]]:
     """Observe the present state as robomimic stores it.
 
     Everything follows from the state alone. What `env.step` returns is one physics step (2 ms) older.
