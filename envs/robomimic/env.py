@@ -204,7 +204,6 @@ class RobomimicEnv(gym.Env[Observation, NDArray[Any]]):
     def _load_own_model(self) -> None:
         if self._model is not None:
             load_own_model(self._robosuite)
-            reset_robosuite(self._robosuite, 0)
             self._model = None
 
     def _observation(self) -> Observation:

@@ -117,8 +117,11 @@ def reset_robosuite(env: Any, seed: int) -> None:
 
 
 def load_own_model(env: Any) -> None:
-    """Load the environment's own model again, in place of one that `restore_state` was given; then reset it."""
+    """Load the environment's own model again, in place of one that `restore_state` was given."""
     env._initialize_sim()
+    with _seeded(0):
+        env.reset()
+    _renew_sensors(env)
 
 
 def restore_state(env: Any, state: NDArray[np.float64], model: str | None = None) -> None:
@@ -138,6 +141,7 @@ def restore_state(env: Any, state: NDArray[np.float64], model: str | None = None
     """
     if model is not None:
         env.reset_from_xml_string(env.edit_model_xml(model))
+        _renew_sensors(env)
     expected = env.sim.get_state().flatten().shape
     if state.shape != expected:
         raise ValueError(f"A state of {type(env).__name__} has shape {expected}, but {state.shape} was given.")
@@ -179,6 +183,15 @@ def observe(env: Any, cameras: Sequence[str] = (), camera_shape: tuple[int, int]
 def is_success(env: Any) -> bool:
     """Return whether the task is solved in the present state."""
     return bool(env._check_success())
+
+
+def _renew_sensors(env: Any) -> None:
+    """Let observables read from the simulation that is loaded; robosuite leaves some of ToolHang's with the one before.
+
+    It renews them itself only in a reset that loads the model anew (`hard_reset`).
+    """
+    for name, observable in env._setup_observables().items():
+        env.modify_observable(observable_name=name, attribute="sensor", modifier=observable._sensor)
 
 
 @contextmanager

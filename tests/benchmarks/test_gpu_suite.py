@@ -314,7 +314,7 @@ def test_records_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="The checkpoint 5/7 does not fit its policy"):
         score.rebuild_policy(record, tensors, "5/7")
     with pytest.raises(CheckpointError, match=r"task '\.\./x', which is not one of .*pusht, pusht_image"):
-        score.task_env("../x")
+        task_env(score.TASKS, "../x")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"broken\.json is not the record of a training"):
         score.read_training(tmp_path / "broken.json")
