@@ -198,6 +198,7 @@ class RobomimicEnv(gym.Env[Observation, NDArray[Any]]):
         """Start in a state, in a given model or the own one; loading one takes about a second."""
         if model is None:
             self._load_own_model()
+        reset_robosuite(self._robosuite, 0)  # what is no part of a state, such as markers that robosuite hides
         restore_state(self._robosuite, state, model if model != self._model else None)
         self._model = model
 
@@ -216,11 +217,15 @@ class RobomimicEnv(gym.Env[Observation, NDArray[Any]]):
 
     def _space(self, image_size: int) -> spaces.Space[Any]:
         seen = observe(self._robosuite)
-        numbers = {key: spaces.Box(-np.inf, np.inf, seen[key].shape, np.float64) for key in self._keys}
         if not self._views:
-            return spaces.Box(-np.inf, np.inf, (sum(box.shape[0] for box in numbers.values()),), np.float64)
-        image = spaces.Box(0, 255, (3, image_size, image_size), np.uint8)
-        return spaces.Dict({f"{view}_image": image for view in self._views} | numbers)
+            size = sum(len(seen[key]) for key in self._keys)
+            return spaces.Box(-np.inf, np.inf, (size,), np.float64)
+        boxes: dict[str, spaces.Space[Any]] = {
+            f"{view}_image": spaces.Box(0, 255, (3, image_size, image_size), np.uint8) for view in self._views
+        }
+        for key in self._keys:
+            boxes[key] = spaces.Box(-np.inf, np.inf, seen[key].shape, np.float64)
+        return spaces.Dict(boxes)
 
 
 def _require_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -171,7 +171,8 @@ def _controllers(given: Any, n_robots: int, action_mode: ActionMode) -> Any:
     """Return the controller of all robots, or a list with one for each, with the action mode set."""
     if isinstance(given, list | tuple):
         require(
-            len(given) == n_robots, f"env_args.controller_configs must be one or {n_robots}, but there are {len(given)}."
+            len(given) == n_robots,
+            f"env_args.controller_configs must be one or {n_robots}, but there are {len(given)}.",
         )
         return [_controller(one, action_mode) for one in given]
     return _controller(given, action_mode)
@@ -226,6 +227,6 @@ def _image_size(kwargs: Mapping[str, Any], default: int) -> int:
     size = _number(height, "env_args.camera_heights", *IMAGE_SIZES)
     require(
         isinstance(height, int) and height == width,
-        f"env_args.camera_heights and camera_widths must be one whole number, but are {height!r:.80} and {width!r:.80}.",
+        f"env_args.camera_heights and camera_widths must be one whole number, but are {height!r:.80}, {width!r:.80}.",
     )
     return int(size)
