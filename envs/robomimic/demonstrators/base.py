@@ -8,7 +8,7 @@ fingers, never after a time. A policy that sees the same can therefore learn it.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ OPEN, CLOSED = -1.0, 1.0  # the gripper's actions
 OPEN_WIDTH = 0.07  # metres between the fingers from which on they count as open; at most 0.08
 MOVE_RANGE, TURN_RANGE = 0.05, 0.5  # metres and radians of an action of 1
 POINTING_DOWN = Rotation.from_matrix([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # at yaw 0, fingers along y
-WRIST_LIMIT = 1.9  # radians of yaw to either side that the wrist reaches with room to spare
+LEAST_YAW, LARGEST_YAW = -1.9, 2.6  # radians that the wrist reaches with room to spare
 TURN_PREFERENCE = 0.35  # radians; of two ways, one that turns so much more is chosen e times as rarely
 TREMOR_MEMORY = 0.8  # share of the tremor that is left after a step
 
@@ -53,10 +53,10 @@ class Style:
     hover: float  # metres above the object at which it is approached
 
     @classmethod
-    def draw(cls, rng: np.random.Generator) -> "Style":
-        """Draw a style."""
+    def draw(cls, rng: np.random.Generator, speeds: tuple[float, float]) -> "Style":
+        """Draw a style, with a translation between the given speeds."""
         return cls(
-            move_speed=rng.uniform(0.55, 0.85),
+            move_speed=rng.uniform(*speeds),
             turn_speed=rng.uniform(0.4, 0.6),
             gain=rng.uniform(1.2, 1.5),
             curve=rng.uniform(-0.35, 0.35),
@@ -74,10 +74,12 @@ class Demonstrator(ABC):
             to rotations.
     """
 
+    speeds: ClassVar[tuple[float, float]]  # slowest and fastest translation of a task, as an action
+
     def __init__(self, env: Any, rng: np.random.Generator, noise: float) -> None:
         self.env = env
         self.rng = rng
-        self.style = Style.draw(rng)
+        self.style = Style.draw(rng, self.speeds)
         self._noise = noise
         self._tremor = np.zeros(6)
         self._phases = list(self.phases())
@@ -194,7 +196,7 @@ def equal_yaws(yaw: float, period: float) -> list[float]:
     """Return all yaws that the wrist reaches and that differ from `yaw` by whole periods."""
     first = wrapped(yaw, period)
     candidates = [first + period * turns for turns in range(-8, 9)]
-    return [candidate for candidate in candidates if abs(candidate) <= WRIST_LIMIT]
+    return [candidate for candidate in candidates if LEAST_YAW <= candidate <= LARGEST_YAW]
 
 
 def ramp(value: float, low: float, high: float) -> float:

@@ -26,6 +26,8 @@ STANDING = 0.06  # metres from its bottom to its centre
 class CanDemonstrator(Demonstrator):
     """Carries the can over the wall between the bins, and puts it down or drops it."""
 
+    speeds = (0.65, 0.95)
+
     def phases(self) -> Sequence[Phase]:
         """Return approach, grasp, carrying, release and retreat."""
         rng, env = self.rng, self.env
@@ -36,8 +38,8 @@ class CanDemonstrator(Demonstrator):
         goal = np.append(env.bin2_pos[:2] + rng.uniform([0.05, 0.05], [0.09, 0.11]), env.bin2_pos[2] + STANDING)
         base = env.robots[0].base_pos[:2]
         grasp_bearing = _bearing(self.body_position(can)[:2] - base)
-        carried = goal[2] + rng.uniform(0.13, 0.18)  # height of the can's centre above the wall
-        released = goal[2] + rng.uniform(0.01, 0.06)
+        carried = goal[2] + rng.uniform(0.115, 0.15)  # height of the can's centre above the wall
+        released = goal[2] + rng.uniform(0.02, 0.07)
 
         def away() -> float:
             return float(np.linalg.norm((goal - self.body_position(can))[:2]))

@@ -17,6 +17,8 @@ from envs.robomimic.demonstrators.base import (
 class LiftDemonstrator(Demonstrator):
     """Grasps the cube where it lies and raises it by 6 to 10 cm."""
 
+    speeds = (0.55, 0.85)
+
     def phases(self) -> Sequence[Phase]:
         """Return approach, grasp and rise."""
         cube = self.env.cube_body_id
