@@ -99,6 +99,7 @@ def make_robosuite(env_name: str, env_kwargs: Mapping[str, Any], rendering: bool
     for name in env.observation_names:
         if "joint_pos" in name or "eef_vel" in name:
             env.modify_observable(observable_name=name, attribute="active", modifier=True)
+    env.visualize(vis_settings=dict.fromkeys(env._visualizations, False))  # hide markers, as every reset does
     return env
 
 

@@ -21,9 +21,9 @@ from benchmarks.gpu_suite.prepared import TASKS, prepared_path, read_prepared, w
 from benchmarks.gpu_suite.training import Training
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import ResolvedData
-from drift_policy.errors import CheckpointError
+from drift_policy.errors import CheckpointError, ConfigurationError, DataError
 from drift_policy.task import Demonstrations
-from drift_policy.task_files import ConfigurationError, DataError, task_env
+from drift_policy.task_files import task_env
 from drift_policy.training.run import build_policy_and_data
 from tests.helpers.prepared_data import prepared_demonstrations, write_demonstrations
 

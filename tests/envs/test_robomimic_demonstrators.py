@@ -16,6 +16,7 @@ from drift_policy.errors import ConfigurationError
 h5py = pytest.importorskip("h5py", reason="needs the package `h5py` of the hdf5 extra")
 pytest.importorskip("robosuite", reason="needs the package `robosuite` of the robomimic extra")
 
+from envs.rendering import choose_backend  # noqa: E402
 from envs.robomimic import collect as collect_module  # noqa: E402
 from envs.robomimic.collect import CollectConfig, Player  # noqa: E402
 from envs.robomimic.simulation import is_success, make_robosuite, observe, restore_state  # noqa: E402
@@ -138,6 +139,33 @@ def test_random_actions_of_any_task_are_kept_and_say_so(tmp_path: Path) -> None:
         assert file["data"].attrs["policy"] == "random"
     assert read_robomimic(path).data["action"].shape == (3, 14)
     assert read_robomimic(path, action_mode="absolute").data["action"].shape == (3, 20)
+
+
+def test_images_are_those_of_robomimic_and_upright(tmp_path: Path) -> None:
+    try:
+        choose_backend()
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    path = tmp_path / "lift.hdf5"
+    config = CollectConfig("lift", str(path), episodes=1, policy="random", steps=2, images=True, camera_size=32)
+    collect_module.collect(config, collect_module.Console(quiet=True))
+    columns = read_robomimic(path).data
+    for camera in ("agentview_image", "robot0_eye_in_hand_image"):
+        assert columns[camera].shape == (2, 32, 32, 3) and columns[camera].dtype == np.uint8
+    view = columns["agentview_image"][0].mean(axis=(1, 2))
+    assert view[24:].mean() > view[:6].mean() + 50, "the white table must be below the grey wall"
+    kwargs = describe_robomimic(path).environment.kwargs
+    assert kwargs["use_camera_obs"] and kwargs["camera_names"] == ["agentview", "robot0_eye_in_hand"]
+    assert (kwargs["camera_heights"], kwargs["camera_widths"]) == (32, 32)
+
+
+def test_processes_record_what_one_would(tmp_path: Path) -> None:
+    paths = [tmp_path / "one.hdf5", tmp_path / "two.hdf5"]
+    for workers, path in enumerate(paths, start=1):
+        config = CollectConfig("lift", str(path), episodes=2, policy="random", steps=2, workers=workers)
+        collect_module.collect(config, collect_module.Console(quiet=True))
+    one, two = (read_robomimic(path).data for path in paths)
+    assert all(np.array_equal(one[key], two[key]) for key in one)
 
 
 def test_a_tenth_is_for_validation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from drift_policy.cli import resolved
 from drift_policy.config import parse_config
+from drift_policy.data.readers.robomimic import read_robomimic
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.evaluate import env_of_checkpoint
 from drift_policy.serialization import load_policy
@@ -24,6 +25,7 @@ pytest.importorskip("robosuite", reason="needs the package `robosuite` of the ro
 
 from envs.rendering import WITHOUT_SCREEN, works  # noqa: E402
 from envs.robomimic.collect import CollectConfig, collect  # noqa: E402
+from envs.robomimic.env import RobomimicEnv  # noqa: E402
 from envs.robomimic.tasks import TASKS  # noqa: E402
 
 FOLDER = ROOT / "configs" / "task"
@@ -126,6 +128,17 @@ def test_training_and_evaluation_run_end_to_end(task: str, sizes: tuple[int, int
     assert (policy.config.observations["obs"].shape[0], policy.action_dim) == sizes
     said = policy.metadata["environment"]
     assert (said["env_args"]["name"], said["action_mode"]) == (TASKS[task].env_name, "delta")
+
+
+def test_objects_are_observed_in_the_model_of_a_demonstration(tmp_path: Path) -> None:
+    """Some of ToolHang's sensors would go on reading from the simulation before."""
+    path = record(tmp_path / "demos.hdf5", task="tool_hang", policy="random", episodes=2, steps=2)
+    env = RobomimicEnv(task="tool_hang", start_states=path)
+    expected = read_robomimic(path, ["object"]).data["object"][[0, 2]]
+    for number in (1, 0):
+        observation, _ = env.reset(seed=number)
+        assert observation[:44] == pytest.approx(expected[number], abs=1e-4)
+    env.close()
 
 
 @needs_rendering

@@ -43,7 +43,7 @@ class _Way:
 
 
 class SquareDemonstrator(Demonstrator):
-    """Takes the handle from either side, fits the nut in one of its four ways, and lowers or drops it."""
+    """Takes the handle from either side, fits the nut in one of three ways, and lowers or drops it."""
 
     speeds = (0.65, 0.95)
 
