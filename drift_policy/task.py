@@ -104,6 +104,7 @@ class TaskConfig:
     horizon: int = 16  # default Tp
     n_obs_steps: int = 2  # default To
     n_action_steps: int = 8  # default Ta
+    noise_scale: float | None = None  # default of the drift policies for this task; null leaves theirs
 
 
 @dataclass(frozen=True)
