@@ -37,8 +37,8 @@ class AdroitDoorEnv(AdroitHandDoorEnv):  # type: ignore[misc]
     0.0. The highest reward of an episode, which evaluation takes as its score, is therefore 1 for success and 0
     otherwise. An episode never terminates; `gym.make` truncates it after 300 steps.
 
-    Info: `is_success` (bool, gymnasium-robotics' own), `door_angle` (float, radians), `n_completed` (int: 1 when the door
-    is open by more than 1 radian, as in all demonstrations, 2 by 1.35 radians, which 7 of the 25 demonstrations reach).
+    Info: `is_success` (bool, gymnasium-robotics' own), `door_angle` (float, radians), `n_completed` (int: 1 when the
+    door is open by more than 1 radian, as in all demonstrations, 2 by 1.35 radians, which 7 of the 25 reach).
 
     Start: arm, hand and door at rest with all joints at zero, the door frame at a place that `reset(seed=s)` draws from
     gymnasium-robotics' range. `reset(options={"qpos": [30], "qvel": [30], "door_body_pos": [3]})` starts in the state
