@@ -37,7 +37,8 @@ class BlockPushEnv(gym.Env[Numbers, NDArray[np.float32]]):
     - "relative": displacement of the effector's target, clipped to -0.1..0.1.
     - "absolute": the effector's target itself.
 
-    The target is brought into the workspace (x 0.15..0.7, y -0.5..0.5), and the effector follows it with a lag.
+    The target is brought into the workspace (x 0.15..0.7, y -0.5..0.5), and the effector follows it with a lag. The
+    far corners, beyond 0.71 from the base, are out of its reach.
 
     Observation: [16] float64. Block 1 x, y, yaw; block 2 x, y, yaw; effector x, y; effector's target x, y; target 1
     x, y, yaw; target 2 x, y, yaw, in metres and radians in the frame of the robot's base. Yaws lie in 0..pi.

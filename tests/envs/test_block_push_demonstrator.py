@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("pybullet", reason="needs the package `pybullet` of the sim extra")
+pytest.importorskip("pybullet", reason="needs the package `pybullet` of the bullet extra")
 
 from envs.block_push import BlockPushEnv  # noqa: E402
 from envs.block_push.demonstrator import Demonstrator, draw_plan, quarter_turn_error, steer_around  # noqa: E402

@@ -15,7 +15,7 @@ from gymnasium.vector import AsyncVectorEnv
 import envs  # noqa: F401  (registers the environment)
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
 
-pytest.importorskip("pybullet", reason="needs the package `pybullet` of the sim extra")
+pytest.importorskip("pybullet", reason="needs the package `pybullet` of the bullet extra")
 
 from envs.block_push import BlockPushEnv, benchmark_start  # noqa: E402
 

@@ -16,7 +16,7 @@ from drift_policy.task import TaskConfig, load_demonstrations
 from tests.helpers import programs
 from tests.helpers.programs import run
 
-pytest.importorskip("pybullet", reason="needs the package `pybullet` of the sim extra")
+pytest.importorskip("pybullet", reason="needs the package `pybullet` of the bullet extra")
 
 from envs.block_push import BlockPushEnv  # noqa: E402
 from envs.block_push.collect import play  # noqa: E402
