@@ -233,7 +233,7 @@ def make_env_factory(env: EnvConfig, max_steps: int, render: bool = False) -> Ca
     except (gym.error.Error, ImportError) as error:
         raise ConfigurationError(
             f"The environment {env.id!r} cannot be made: {error}. Run from the repository root and install the "
-            "simulators: pip install -c constraints.txt -e '.[sim,mujoco]'."
+            "simulators: pip install -c constraints.txt -e '.[all]'."
         ) from error
     return partial(gym.make, env.id, max_episode_steps=max_steps, disable_env_checker=True, **kwargs)
 

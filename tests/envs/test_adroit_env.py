@@ -165,7 +165,7 @@ def test_a_missing_simulator_is_named_before_training(monkeypatch: pytest.Monkey
         monkeypatch.delitem(sys.modules, name)
     # None is how an import is made to fail.
     monkeypatch.setitem(sys.modules, "gymnasium_robotics.envs.adroit_hand.adroit_door", None)
-    with pytest.raises(ConfigurationError, match=r"AdroitDoor-v0.*gymnasium_robotics.*\[sim,mujoco\]"):
+    with pytest.raises(ConfigurationError, match=r"AdroitDoor-v0.*gymnasium_robotics.*\[all\]"):
         make_env_factory(EnvConfig(id=f"envs:{ENV_ID}"), max_steps=5)
 
 
