@@ -7,3 +7,4 @@ from gymnasium.envs.registration import register
 
 register(id="drift_policy/PushT-v0", entry_point="envs.pusht:PushTEnv", max_episode_steps=300)
 register(id="drift_policy/AdroitDoor-v0", entry_point="envs.adroit:AdroitDoorEnv", max_episode_steps=300)
+register(id="drift_policy/Kitchen-v0", entry_point="envs.kitchen:KitchenEnv", max_episode_steps=280)
