@@ -32,14 +32,14 @@ ACTION_MODES = ("velocity", "absolute")
 class KitchenEnv(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
     """Open, turn, switch and move things in a kitchen; made by `gym.make("drift_policy/Kitchen-v0", ...)`.
 
-    Physics, subtasks, goals, the rule that a subtask is done (all its joints within a distance of 0.3 of the goal) and the
-    start are those of gymnasium-robotics' FrankaKitchen-v1 with all seven subtasks. Observation, noise and protocol are
-    Diffusion Policy's. Control runs at 12.5 Hz: each step is 40 physics steps of 0.002 s.
+    Physics, subtasks, goals, the rule that a subtask is done (its joints are within a distance of 0.3 of the goal) and
+    the start are those of gymnasium-robotics' FrankaKitchen-v1 with all seven subtasks. Observation, noise and protocol
+    are Diffusion Policy's. Control runs at 12.5 Hz: each step is 40 physics steps of 0.002 s.
 
-    Action with `action_mode="velocity"`: `Box(-1, 1, (9,), float32)`, velocities of seven joints and two fingers in units
-    of 2 rad/s and 2 m/s, as in D4RL, Minari and Diffusion Policy's numpy demonstrations. The position target is the last
-    observed position, noise included, plus the velocity times 0.08 s. With `action_mode="absolute"`: a Box of the joints'
-    limits, position targets in radians and metres, as in the .mjl logs. What lies outside is clipped.
+    Action with `action_mode="velocity"`: `Box(-1, 1, (9,), float32)`, velocities of seven joints and two fingers in
+    units of 2 rad/s and 2 m/s, as in D4RL, Minari and Diffusion Policy's numpy demonstrations. The position target is
+    the last observed position, noise included, plus the velocity times 0.08 s. With `action_mode="absolute"`: a Box of
+    the joints' limits, position targets in radians and metres, as in the .mjl logs. What lies outside is clipped.
 
     Observation: float64. `obs_type="state_goal"`: [60], nine joint positions, 21 object positions and the goal of relay
     policy learning, which Diffusion Policy masks with zeros. `obs_type="state"`: the 30 positions alone.
@@ -51,8 +51,8 @@ class KitchenEnv(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
 
     Info: `n_completed` (int), `completed_tasks` (names in the order they were done), `is_success` (at least four done).
 
-    Start: always the same state; `reset(seed=s)` seeds the noise. `reset(options={"qpos": [30], "qvel": [29]})` starts in
-    the state that is given, for example where a demonstration did.
+    Start: always the same state; `reset(seed=s)` seeds the noise. `reset(options={"qpos": [30], "qvel": [29]})` starts
+    in the state that is given, for example where a demonstration did.
 
     Args:
         render_mode: None or "rgb_array".
@@ -180,10 +180,9 @@ class KitchenEnv(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
             velocity = self._robot.act_mid + command.clip(-1, 1) * self._robot.act_rng
         else:
             velocity = (command - last) / self._robot.dt
-        low, high = self._robot.robot_vel_bound[:N_ROBOT].T
-        target: NDArray[np.float64] = self._robot._ctrl_position_limits(
-            last + velocity.clip(low, high) * self._robot.dt
-        )
+        slowest, fastest = self._robot.robot_vel_bound[:N_ROBOT].T
+        low, high = self._robot.robot_pos_bound[:N_ROBOT].T
+        target: NDArray[np.float64] = (last + velocity.clip(slowest, fastest) * self._robot.dt).clip(low, high)
         return target
 
     def _observe(self) -> NDArray[np.float64]:

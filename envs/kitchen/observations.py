@@ -8,8 +8,8 @@
     goal 30             30:60, zero                - (under the key desired_goal)
 
 Robot: seven joints (radians) and two fingers (metres). Objects: four pairs of an oven knob and its burner, light switch
-and light, slide cabinet, left and right hinge cabinet, microwave door, and the kettle's pose (x, y, z, quaternion), whose
-velocity has six numbers. The goal is that of relay policy learning; Diffusion Policy and D4RL mask it with zeros.
+and light, slide cabinet, left and right hinge cabinet, microwave door, and the kettle's pose (x, y, z, quaternion),
+whose velocity has six numbers. The goal is that of relay policy learning; Diffusion Policy and D4RL mask it with zeros.
 """
 
 import numpy as np
@@ -51,8 +51,8 @@ def to_gymnasium_robotics(observation: ArrayLike, velocities: ArrayLike | None =
         velocities: [..., 29], MuJoCo's `qvel`: nine of the robot, 20 of the objects.
 
     Raises:
-        ValueError: another number of either, no velocities, which would have to be invented, or a goal that is not zero,
-            which would get lost.
+        ValueError: another number of either, no velocities, which would have to be invented, or a goal that is not
+            zero, which would get lost.
     """
     checked = _checked(observation, N_DIFFUSION_POLICY, "Diffusion Policy's observation")
     if velocities is None:
