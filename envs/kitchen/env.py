@@ -67,7 +67,7 @@ class KitchenEnv(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
         ConfigurationError: `render_mode` is given, but MuJoCo cannot render on this machine.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 12}  # noqa: RUF012  (Gymnasium's attribute)
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 12}
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class KitchenEnv(gym.Env[NDArray[np.float64], NDArray[np.float32]]):
             raise ValueError(f"Kitchen: obs_type is {obs_type!r}; use one of {', '.join(OBS_TYPES)}.")
         if action_mode not in ACTION_MODES:
             raise ValueError(f"Kitchen: action_mode is {action_mode!r}; use one of {', '.join(ACTION_MODES)}.")
-        if not robot_noise_ratio >= 0:
+        if not 0 <= robot_noise_ratio < np.inf:
             raise ValueError(f"Kitchen: robot_noise_ratio is {robot_noise_ratio}; use 0 or more.")
         if render_mode is not None:
             choose_backend()

@@ -64,10 +64,13 @@ def read_kitchen_mjl(path: str | Path, columns: Sequence[str], *, robot_noise_ra
             Diffusion Policy trains with 0.1, which is also the noise of its environment.
 
     Raises:
-        ConfigurationError: a negative noise ratio.
+        ConfigurationError: a noise ratio that is negative or no number.
         DataError: there is no log, or one is damaged or of another model; the message names it.
     """
-    require(robot_noise_ratio >= 0, f"robot_noise_ratio must not be negative, but is {robot_noise_ratio}.")
+    require(
+        isinstance(robot_noise_ratio, int | float) and 0 <= robot_noise_ratio < np.inf,
+        f"robot_noise_ratio must be a number that is not negative, but is {robot_noise_ratio!r}.",
+    )
     for name in columns:
         if name not in COLUMNS:
             raise DataError(f"{path} has no column '{name}': the columns of this format are {', '.join(COLUMNS)}.")
