@@ -8,3 +8,4 @@ from gymnasium.envs.registration import register
 register(id="drift_policy/PushT-v0", entry_point="envs.pusht:PushTEnv", max_episode_steps=300)
 register(id="drift_policy/AdroitDoor-v0", entry_point="envs.adroit:AdroitDoorEnv", max_episode_steps=300)
 register(id="drift_policy/BlockPush-v0", entry_point="envs.block_push:BlockPushEnv", max_episode_steps=350)
+register(id="drift_policy/Kitchen-v0", entry_point="envs.kitchen:KitchenEnv", max_episode_steps=280)
