@@ -39,7 +39,9 @@ class CollectConfig:
     output: str  # a .zarr folder or a .zip file
     episodes: int = 1000  # successful episodes to keep
     action_mode: str = "absolute"  # what actions are: "absolute" targets of the effector, or "relative" displacements
-    action_noise: float = 0.0  # standard deviation of the noise on every command, in metres
+    # Standard deviation, in metres, of what disturbs every command when it is executed and is not recorded: recordings
+    # then show how to recover. Without it policies that slip off a block do not find back (results/block_push).
+    disturbance: float = 0.006
     start_seed: int = 300000  # first start state; far from those of training rollouts and of the benchmark
     max_attempts: int = 10000  # episodes to try before giving up
     workers: int = 1  # processes; changes speed, never results
@@ -48,7 +50,7 @@ class CollectConfig:
         for name in ("episodes", "workers", "max_attempts"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}.")
         require(self.start_seed >= 0, f"start_seed must not be negative, but is {self.start_seed}.")
-        require(self.action_noise >= 0, f"action_noise must not be negative, but is {self.action_noise}.")
+        require(self.disturbance >= 0, f"disturbance must not be negative, but is {self.disturbance}.")
         require(
             self.action_mode in ACTION_MODES,
             f"action_mode must be one of {', '.join(ACTION_MODES)}, but is {self.action_mode!r}.",
@@ -68,20 +70,21 @@ class Recording:
     mode: tuple[int, int]  # the block that was first in a target, and that target
 
 
-def play(seed: int, action_mode: str, action_noise: float) -> Recording | None:
+def play(seed: int, action_mode: str, disturbance: float) -> Recording | None:
     """Play the episode of a seed; return it if both blocks came into targets in time."""
     env = _environment(action_mode)
-    demonstrator = Demonstrator(seed, action_noise)
+    demonstrator = Demonstrator(seed)
+    rng = np.random.default_rng([seed, 1])
     observations, actions = [], []
     observation, _ = env.reset(seed=seed)
     for _ in range(_MAX_STEPS):
         target = demonstrator.act(observation)
         if action_mode == "relative":
             target = target - observation[EFFECTOR_TARGET]
-        action = target.astype(np.float32)  # what is stored is what is executed, to the last bit
+        action = target.astype(np.float32)  # without disturbance, what is stored is what is executed, to the last bit
         observations.append(observation)
         actions.append(action)
-        observation, _, terminated, _, info = env.step(action)
+        observation, _, terminated, _, info = env.step(action + disturbance * rng.standard_normal(2))
         if terminated:
             mode = (info["first_block"], info["first_target"])
             return Recording(np.stack(observations).astype(np.float32), np.stack(actions), mode)
@@ -110,14 +113,14 @@ def collect(config: CollectConfig, console: Console) -> tuple[list[Recording], i
             if len(kept) == config.episodes:
                 return kept, number
     raise ConfigurationError(
-        f"Only {len(kept)} of {config.max_attempts} episodes succeeded: lower action_noise, or raise max_attempts."
+        f"Only {len(kept)} of {config.max_attempts} episodes succeeded: lower disturbance, or raise max_attempts."
     )
 
 
 @contextmanager
 def _attempts(config: CollectConfig) -> Iterator[Iterable[Recording | None]]:
     """Give the outcomes of all attempts, one after the other; what was not asked for is not played."""
-    attempt = partial(play, action_mode=config.action_mode, action_noise=config.action_noise)
+    attempt = partial(play, action_mode=config.action_mode, disturbance=config.disturbance)
     seeds = range(config.start_seed, config.start_seed + config.max_attempts)
     if config.workers == 1:
         yield map(attempt, seeds)

@@ -50,16 +50,11 @@ class Demonstrator:
     turned so that its side faces the goal. It begins anew when the block has slipped away.
 
     Args:
-        seed: of the plan and of the noise.
-        action_noise: standard deviation of the noise on every command, in metres.
+        seed: of the plan.
     """
 
-    def __init__(self, seed: int, action_noise: float = 0.0) -> None:
-        if action_noise < 0:
-            raise ValueError(f"BlockPush: action_noise is {action_noise}; it must not be negative.")
-        self._rng = np.random.default_rng(seed)
-        self._noise = action_noise
-        self.plan = draw_plan(self._rng)
+    def __init__(self, seed: int) -> None:
+        self.plan = draw_plan(np.random.default_rng(seed))
         self._leg = 0
         self._pushing = False
         self._yaw_error = 0.0  # radians to the side that was chosen to face the goal
@@ -77,8 +72,6 @@ class Demonstrator:
         move = self._push(tool, blocks[block], forward, arm, float(np.linalg.norm(targets[target] - blocks[block])))
         if move is None:
             move = self._approach(tool, blocks, block, forward, arm)
-        if self._noise:
-            move = move + self._rng.normal(scale=self._noise, size=2)
         command: Numbers = (tool + move).clip(*WORKSPACE)
         return command
 

@@ -55,17 +55,24 @@ def test_the_task_is_that_of_the_benchmark() -> None:
     assert (config.env.max_steps, config.env.phases, config.env.kwargs) == (350, 2, {"action_mode": "absolute"})
 
 
-def test_recorded_episodes_replay_to_success(demonstrations: Path) -> None:
-    buffer = read_zarr(demonstrations)
-    assert {name: column.shape[1:] for name, column in buffer.data.items()} == {"obs": (16,), "action": (2,)}
+def test_recorded_episodes_replay_to_success() -> None:
     env = BlockPushEnv(action_mode="absolute")
-    for index in range(2):
-        columns = buffer.episode(index)
-        observation, _ = env.reset(seed=300000 + index)
-        for expected, action in zip(columns["obs"], columns["action"], strict=True):
+    for seed in (300000, 300001):
+        recording = play(seed, "absolute", 0.0)
+        assert recording is not None
+        observation, _ = env.reset(seed=seed)
+        for expected, action in zip(recording.obs, recording.action, strict=True):
             assert np.array_equal(observation.astype(np.float32), expected)
             observation, _, terminated, _, info = env.step(action)
         assert terminated and info["is_success"]
+
+
+def test_what_disturbs_a_command_is_not_recorded(demonstrations: Path) -> None:
+    buffer = read_zarr(demonstrations)
+    assert {name: column.shape[1:] for name, column in buffer.data.items()} == {"obs": (16,), "action": (2,)}
+    columns = buffer.episode(0)
+    disturbances = columns["obs"][1:, 8:10] - columns["action"][:-1]
+    assert 0.003 < disturbances.std() < 0.009, "the effector's target is the command and a disturbance of 6 mm"
 
 
 def test_relative_actions_reach_the_same_end() -> None:
@@ -89,9 +96,9 @@ def test_two_workers_record_the_same(demonstrations: Path, tmp_path: Path) -> No
         (["episodes=0"], "episodes must be at least 1"),
         (["workers=0"], "workers must be at least 1"),
         (["action_mode=delta"], "action_mode must be one of relative, absolute"),
-        (["action_noise=-1"], "action_noise must not be negative"),
+        (["disturbance=-1"], "disturbance must not be negative"),
         (["episodez=3"], "episodez does not exist"),
-        (["action_noise=0.05", "max_attempts=1", "episodes=2"], "of 1 episodes succeeded"),
+        (["disturbance=0.1", "max_attempts=1", "episodes=2"], "of 1 episodes succeeded"),
         (["output={existing}"], "exists already"),
         (["output="], "output"),
     ],
