@@ -106,6 +106,16 @@ class TaskConfig:
     n_action_steps: int = 8  # default Ta
     noise_scale: float | None = None  # default of the drift policies for this task; null leaves theirs
 
+    def __post_init__(self) -> None:
+        data_format = FORMATS[self.dataset.format]
+        if data_format.action_space is not None:
+            read = data_format.action_space(self.dataset.options)
+            require(
+                self.action_space == read,
+                f"task.action_space is {self.action_space!r}, but the demonstrations are read as {read!r} actions: "
+                f"task.dataset.options.action_mode must say the same.",
+            )
+
 
 @dataclass(frozen=True)
 class Demonstrations:
@@ -140,7 +150,9 @@ def load_demonstrations(
     data_format = FORMATS[task.dataset.format]
     options = dict(task.dataset.options) | ({"memory_map": True} if task.dataset.memory_map else {})
     buffer = data_format.read(resolved.path, sorted(columns), **options)
-    said = data_format.environment(resolved.path) if data_format.environment and task.env.from_data else {}
+    said: dict[str, Any] = {}
+    if data_format.environment is not None and task.env.from_data:
+        said = data_format.environment(resolved.path, task.dataset.options)
     return Demonstrations(buffer, resolved, {name: said[name] for name in task.env.from_data if name in said})
 
 
@@ -206,9 +218,18 @@ def env_for_data(env: EnvConfig, environment: Mapping[str, Any]) -> EnvConfig:
     Args:
         env: the environment of the task.
         environment: `Demonstrations.environment`, or what a checkpoint's metadata kept of it.
+
+    Raises:
+        ConfigurationError: the task itself gives one of these arguments another value.
     """
     said = {name: environment[name] for name in env.from_data if name in environment}
-    return replace(env, kwargs={**said, **env.kwargs})
+    for name in sorted(set(said) & set(env.kwargs)):
+        require(
+            env.kwargs[name] == said[name],
+            f"task.env.kwargs.{name} is {env.kwargs[name]!r:.100}, but the demonstrations say {said[name]!r:.100}: "
+            f"leave it out, or take {name} out of task.env.from_data.",
+        )
+    return replace(env, kwargs={**env.kwargs, **said})
 
 
 def make_env_factory(env: EnvConfig, max_steps: int, render: bool = False) -> Callable[[], gym.Env[Any, Any]]:

@@ -1,6 +1,6 @@
 """The formats that demonstrations come in: how each is read, counted, and asked about the environment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,21 @@ class DataFormat:
     count: Callable[[Path], tuple[int, int]]  # (episodes, steps) of a file or folder
     options: tuple[str, ...] = ()  # keyword arguments of `read` that task.dataset.options may give
     memory_map: bool = False  # whether `read` takes memory_map=True
-    # What a file says about the environment it was recorded in, as keyword arguments (see task.EnvConfig.from_data).
-    environment: Callable[[Path], dict[str, Any]] | None = None
+    # What a file, read with these options, says about the environment it was recorded in, as keyword arguments (see
+    # task.EnvConfig.from_data).
+    environment: Callable[[Path, Mapping[str, Any]], dict[str, Any]] | None = None
+    # What the action numbers mean when read with these options; task.action_space must say the same.
+    action_space: Callable[[Mapping[str, Any]], str] | None = None
 
 
-def _robomimic_environment(path: Path) -> dict[str, Any]:
-    return {"env_args": asdict(describe_robomimic(path).environment)}
+def _robomimic_environment(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    environment = asdict(describe_robomimic(path).environment)
+    return {"env_args": environment, "action_mode": _robomimic_action_mode(options)}
+
+
+def _robomimic_action_mode(options: Mapping[str, Any]) -> str:
+    mode: str = options.get("action_mode", "delta")
+    return mode
 
 
 FORMATS: dict[str, DataFormat] = {
@@ -39,6 +48,7 @@ FORMATS: dict[str, DataFormat] = {
         options=("action_mode", "filter_key"),
         memory_map=True,
         environment=_robomimic_environment,
+        action_space=_robomimic_action_mode,
     ),
     "minari": DataFormat(read_minari, count_minari),
     "kitchen_numpy": DataFormat(read_kitchen_numpy, count_kitchen_numpy),

@@ -5,12 +5,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from drift_policy.config import parse_config
 from drift_policy.device import choose_device
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.action_fan import picture_action_fan
@@ -21,6 +19,7 @@ from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
 from drift_policy.serialization import load_policy, resolve_checkpoint
 from drift_policy.task import EnvConfig, TaskConfig, env_for_data, make_env_factory
+from drift_policy.task_files import task_env
 
 SCRIPT = "eval_policy.py"
 
@@ -150,12 +149,10 @@ def write_artifacts(
 def _trained_env(policy: Policy, folder: Path, tasks: Path) -> EnvConfig:
     """Return the environment of the task that the checkpoint names, from its task file."""
     task = policy.metadata.get("task")
-    known = {file.stem: file for file in sorted(tasks.glob("*.yaml"))}
-    if task not in known:
-        raise CheckpointError(
-            f"{folder} was trained on the task {task!r}, which is not one of {', '.join(known)}: give task=<name>."
-        )
-    return parse_config(EnvConfig, OmegaConf.load(known[task]).env, "task.env")
+    try:
+        return task_env(tasks, task)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} cannot be evaluated by itself. {error} Give task=<name>.") from error
 
 
 def _default_output(ckpt: str, folder: Path) -> Path:

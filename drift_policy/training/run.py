@@ -92,7 +92,7 @@ def _train(
     with processes.main_first():
         demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
     env = env_for_data(config.task.env, demonstrations.environment)
-    make_env_factory(env, env.max_steps)  # errors before hours of training, not after
+    make_env_factory(env, env.max_steps)().close()  # errors before hours of training, not after
     say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
     data_facts = demonstrations.describe(config.task.dataset.name)

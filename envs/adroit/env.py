@@ -6,7 +6,7 @@ import numpy as np
 from farama_notifications import notifications
 from numpy.typing import ArrayLike, NDArray
 
-from envs.adroit.rendering import choose_backend
+from envs.rendering import choose_backend
 
 # gymnasium-robotics prints a notice about a change of its rewards, which are not used here, in every worker process.
 notifications.pop("gymnasium_robotics", None)

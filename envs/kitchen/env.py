@@ -9,8 +9,8 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from drift_policy.data.readers.kitchen_mjl import NOISE_AMPLITUDE
-from envs.adroit.rendering import choose_backend
 from envs.kitchen.observations import N_POSITIONS, N_ROBOT, N_VELOCITIES, with_goal
+from envs.rendering import choose_backend
 
 # gymnasium-robotics prints a notice about a change of its rewards, which are not used here, in every worker process.
 notifications.pop("gymnasium_robotics", None)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ pytest.importorskip("gymnasium_robotics", reason="needs the package `gymnasium-r
 
 from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv  # noqa: E402
 
-from envs.adroit import AdroitDoorEnv, rendering  # noqa: E402
+from envs import rendering  # noqa: E402
+from envs.adroit import AdroitDoorEnv  # noqa: E402
 
 ENV_ID = "drift_policy/AdroitDoor-v0"
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,13 @@ START = {"qpos": np.linspace(-0.1, 0.1, 30), "qvel": np.linspace(0, 1, 30), "doo
 @pytest.fixture(scope="module")
 def env() -> AdroitDoorEnv:
     return AdroitDoorEnv()
+
+
+@pytest.fixture(autouse=True)
+def backends_are_tried_anew() -> Iterator[None]:
+    rendering._works_once.cache_clear()
+    yield
+    rendering._works_once.cache_clear()
 
 
 def start_with_door_at(angle: float) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def test_the_real_demonstrations_are_found_and_read(name: str) -> None:
 
 def test_training_and_evaluation_run_end_to_end(tmp_path: Path) -> None:
     needs_simulator()
-    from envs.adroit.rendering import WITHOUT_SCREEN, works
+    from envs.rendering import WITHOUT_SCREEN, works
 
     if not any(works(backend) for backend in WITHOUT_SCREEN):
         pytest.skip("neither EGL nor OSMesa works on this machine, and training ends with a picture")
