@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from drift_policy.data.dataset import Column, WindowDataset
 from drift_policy.data.formats import FORMATS
+from drift_policy.data.normalizer import CONSTANT_RANGE
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import DatasetSource, ResolvedData, resolve
 from drift_policy.encoders import ObservationSpec
@@ -104,6 +105,10 @@ class TaskConfig:
     horizon: int = 16  # default Tp
     n_obs_steps: int = 2  # default To
     n_action_steps: int = 8  # default Ta
+    constant_range: float = CONSTANT_RANGE  # numbers that vary less in the data are centred and not scaled to -1..1
+
+    def __post_init__(self) -> None:
+        require(self.constant_range > 0, f"task.constant_range must be above 0, but is {self.constant_range}.")
 
 
 @dataclass(frozen=True)
