@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from drift_policy.config import parse_config
-from drift_policy.errors import DataError
+from drift_policy.errors import ConfigurationError, DataError
+from drift_policy.serialization import load_policy
 from drift_policy.task import TaskConfig, load_demonstrations, make_env_factory, make_windows
 from tests.helpers.kitchen_files import (
     Demo,
@@ -77,6 +79,13 @@ def test_without_demonstrations_the_error_says_how_to_get_them(
     assert all(text in str(error.value) for text in needed), str(error.value)
 
 
+def test_a_range_that_counts_as_constant_must_be_positive() -> None:
+    task = OmegaConf.load(ROOT / "configs" / "task" / "kitchen.yaml")
+    task.constant_range = 0.0
+    with pytest.raises(ConfigurationError, match="task.constant_range must be above 0, but is 0.0"):
+        parse_config(TaskConfig, task, "task")
+
+
 @pytest.mark.skipif(
     "DRIFT_POLICY_DATA" not in os.environ or not REAL.exists(),
     reason="DRIFT_POLICY_DATA does not name a folder with kitchen/, Diffusion Policy's kitchen.zip",
@@ -104,6 +113,11 @@ def test_training_and_evaluation_run_end_to_end(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["task"], manifest["data"]["episodes"], manifest["data"]["steps"]) == ("kitchen", 3, 60)
     assert (folder / "action_fan.png").is_file()
+    normalizer = load_policy(folder).normalizer
+    # Knobs that the random motions do not turn keep their units.
+    knobs = torch.full((60,), 0.01)
+    moved = normalizer.normalize("obs", knobs + 1) - normalizer.normalize("obs", knobs)
+    torch.testing.assert_close(moved[9:17], torch.ones(8))
     evaluated = run(
         "eval_policy.py", f"ckpt={folder}", "evaluation.n_episodes=1", "evaluation.max_steps=16", timeout=250
     )
