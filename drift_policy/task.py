@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from drift_policy.data.dataset import Column, WindowDataset
 from drift_policy.data.formats import FORMATS
+from drift_policy.data.normalizer import CONSTANT_RANGE
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import DatasetSource, ResolvedData, resolve
 from drift_policy.encoders import ObservationSpec
@@ -104,8 +105,11 @@ class TaskConfig:
     horizon: int = 16  # default Tp
     n_obs_steps: int = 2  # default To
     n_action_steps: int = 8  # default Ta
+    noise_scale: float | None = None  # default of the drift policies for this task; null leaves theirs
+    constant_range: float = CONSTANT_RANGE  # numbers that vary less in the data are centred and not scaled to -1..1
 
     def __post_init__(self) -> None:
+        require(self.constant_range > 0, f"task.constant_range must be above 0, but is {self.constant_range}.")
         data_format = FORMATS[self.dataset.format]
         if data_format.action_space is not None:
             read = data_format.action_space(self.dataset.options)
@@ -253,7 +257,7 @@ def make_env_factory(env: EnvConfig, max_steps: int, render: bool = False) -> Ca
     except (gym.error.Error, ImportError) as error:
         raise ConfigurationError(
             f"The environment {env.id!r} cannot be made: {error}. Run from the repository root and install the "
-            "simulators: pip install -c constraints.txt -e '.[sim,mujoco]'."
+            "simulators: pip install -c constraints.txt -e '.[all]'."
         ) from error
     return partial(gym.make, env.id, max_episode_steps=max_steps, disable_env_checker=True, **kwargs)
 

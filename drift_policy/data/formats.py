@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from drift_policy.data.readers.kitchen_mjl import count_kitchen_mjl, read_kitchen_mjl
+from drift_policy.data.readers.kitchen_numpy import count_kitchen_numpy, read_kitchen_numpy
+from drift_policy.data.readers.minari import count_minari, read_minari
 from drift_policy.data.readers.npz import count_npz, read_npz
 from drift_policy.data.readers.robomimic import count_robomimic, describe_robomimic, read_robomimic
 from drift_policy.data.readers.zarr import count_zarr, read_zarr
@@ -47,4 +50,7 @@ FORMATS: dict[str, DataFormat] = {
         environment=_robomimic_environment,
         action_space=_robomimic_action_mode,
     ),
+    "minari": DataFormat(read_minari, count_minari),
+    "kitchen_numpy": DataFormat(read_kitchen_numpy, count_kitchen_numpy),
+    "kitchen_mjl": DataFormat(read_kitchen_mjl, count_kitchen_mjl, options=("robot_noise_ratio",)),
 }

@@ -177,7 +177,7 @@ def build_policy_and_data(
         "environment": demonstrations.environment,
     }
     policy = build_policy(policy_config, metadata)
-    policy.set_normalizer(Normalizer.fit(stats))
+    policy.set_normalizer(Normalizer.fit(stats, constant_range=config.task.constant_range))
     validation_set = make_windows(config.task, buffer, held_out, **sizes) if held_out.any() else None
     return policy.to(device), TrainingData(train_set, validation_set, config.task.dataset.memory_map)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_policy.data.readers.robomimic_hdf5 import import_h5py
+from drift_policy.data.readers.hdf5 import import_h5py
 from envs.robomimic.episode import Episode
 
 if TYPE_CHECKING:

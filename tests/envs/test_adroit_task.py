@@ -54,7 +54,7 @@ def test_training_and_evaluation_run_end_to_end(tmp_path: Path) -> None:
     evaluation = json.loads((folder / "eval" / "manifest.json").read_text())["evaluation"]
     assert evaluation["score_name"] == "success"
     assert evaluation["episodes"] == manifest["evaluation"]["episodes"]
-    assert evaluation["episodes"] == [{"seed": 100000, "score": 0.0, "success": False, "steps": 16}]
+    assert evaluation["episodes"] == [{"seed": 100000, "score": 0.0, "success": False, "steps": 16, "completed": 0}]
     assert np.isfinite(evaluation["latency_ms"]["p50"])
 
 
