@@ -43,7 +43,7 @@ class CollectConfig:
     episodes: int = 100  # episodes to keep
     seed: int = 0  # another seed, other starts and other manners
     images: bool = False  # whether to record the cameras that robomimic's image files have
-    camera_size: int = 84  # height and width of the images, pixels
+    camera_size: int | None = None  # height and width of the images, pixels; null is what the task's image form reads
     noise: float = 0.06  # standard deviation of the hand's tremor, in units of the action
     policy: str = "scripted"  # scripted, of which only successes are kept, or random
     steps: int = 40  # length of an episode with policy=random
@@ -58,11 +58,17 @@ class CollectConfig:
             "these, or policy=random.",
         )
         for name in ("episodes", "camera_size", "steps", "workers"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}.")
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, but is {value}.")
         require(self.seed >= 0, f"seed must not be negative, but is {self.seed}.")
         require(0 <= self.noise <= 1, f"noise must be between 0 and 1, but is {self.noise}.")
         if Path(self.output).exists():
             raise ConfigurationError(f"output={self.output} exists already: choose another path or delete it first.")
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images in pixels."""
+        return TASKS[self.task].image_size if self.camera_size is None else self.camera_size
 
     @property
     def max_attempts(self) -> int:
@@ -76,7 +82,7 @@ class Player:
     def __init__(self, config: CollectConfig) -> None:
         self._config = config
         task = TASKS[config.task]
-        arguments = environment_arguments(task, config.images, config.camera_size)
+        arguments = environment_arguments(task, config.images, config.image_size)
         self._env = make_robosuite(arguments["env_name"], arguments["env_kwargs"], rendering=config.images)
         self._cameras = task.cameras if config.images else ()
 
@@ -88,11 +94,11 @@ class Player:
         rng = np.random.default_rng(manner)
         if config.policy == "random":
             return play(
-                env, lambda: rng.uniform(-1, 1, env.action_dim), config.steps, None, self._cameras, config.camera_size
+                env, lambda: rng.uniform(-1, 1, env.action_dim), config.steps, None, self._cameras, config.image_size
             )
         demonstrator = DEMONSTRATORS[config.task](env, rng, config.noise)
         after = int(rng.integers(*STEPS_AFTER_SUCCESS))
-        return play(env, demonstrator.act, MAX_STEPS, after, self._cameras, config.camera_size)
+        return play(env, demonstrator.act, MAX_STEPS, after, self._cameras, config.image_size)
 
 
 def collect(config: CollectConfig, console: Console) -> None:
@@ -101,7 +107,7 @@ def collect(config: CollectConfig, console: Console) -> None:
     Raises:
         ConfigurationError: a package is missing, nothing can be rendered, or the demonstrator succeeds too rarely.
     """
-    environment = environment_arguments(TASKS[config.task], config.images, config.camera_size)
+    environment = environment_arguments(TASKS[config.task], config.images, config.image_size)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     start = time.perf_counter()
     attempts = 0
