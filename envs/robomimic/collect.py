@@ -168,7 +168,7 @@ def _play_in_worker(number: int) -> Episode:
 
 def _settings(config: CollectConfig) -> dict[str, str | int | float | bool]:
     """Return what makes the recorded episodes what they are."""
-    names = ("task", "episodes", "seed", "images", "camera_size", "noise", "steps")
+    names = ("task", "episodes", "seed", "images", "image_size", "noise", "steps")
     return {name: getattr(config, name) for name in names} | {name: version(name) for name in ("robosuite", "mujoco")}
 
 
