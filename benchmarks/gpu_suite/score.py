@@ -67,12 +67,15 @@ def task_env(task: object) -> EnvConfig:
     """Return the environment of a task from its file: a record only names it.
 
     Raises:
-        CheckpointError: there is no such task.
+        CheckpointError: there is no such task, or it has no environment.
     """
     known = {file.stem: file for file in sorted((ROOT / "configs" / "task").glob("*.yaml"))}
     if not isinstance(task, str) or task not in known:
         raise CheckpointError(f"The policy was trained on the task {task!r}, which is not one of {', '.join(known)}.")
-    return parse_config(EnvConfig, OmegaConf.load(known[task]).env, "task.env")
+    env = OmegaConf.load(known[task]).env
+    if env is None:
+        raise CheckpointError(f"The task {task!r} has no environment to score a policy in.")
+    return parse_config(EnvConfig, env, "task.env")
 
 
 def score_checkpoint(

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from drift_policy.data.readers.lerobot import count_lerobot, read_lerobot
 from drift_policy.data.readers.npz import count_npz, read_npz
 from drift_policy.data.readers.robomimic import count_robomimic, describe_robomimic, read_robomimic
 from drift_policy.data.readers.zarr import count_zarr, read_zarr
@@ -30,6 +31,7 @@ def _robomimic_environment(path: Path) -> dict[str, Any]:
 FORMATS: dict[str, DataFormat] = {
     "zarr": DataFormat(read_zarr, count_zarr, memory_map=True),
     "npz": DataFormat(read_npz, count_npz),
+    "lerobot": DataFormat(read_lerobot, count_lerobot, options=("image_size",), memory_map=True),
     "robomimic": DataFormat(
         read_robomimic,
         count_robomimic,
