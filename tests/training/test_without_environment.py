@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from drift_policy.serialization import load_policy
 from drift_policy.task import TaskConfig, make_windows
 from drift_policy.training.config import TrainConfig
 from drift_policy.training.run import train
+from tests.helpers.documents import run_command
 from tests.helpers.point_task import point_demonstrations, point_task, point_training
 from tests.helpers.training_runs import assert_same_state, press_ctrl_c, stop_before_step
 
@@ -130,6 +132,18 @@ def test_a_resumed_run_chooses_as_if_it_had_not_stopped(
         train(robot_training(tmp_path, name="parts"), [], QUIET)
     parts = train(robot_training(tmp_path, name="parts", resume=True), [], QUIET)
     assert_same_state(run, parts)
+
+
+def test_the_real_data_of_a_robot_train_and_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow", reason="needs the package pyarrow of the lerobot extra")
+    data = os.environ.get("DRIFT_POLICY_DATA")
+    if not data or not (Path(data) / "g1_bottle_lerobot").is_dir():
+        pytest.skip("needs g1_bottle_lerobot in the folder DRIFT_POLICY_DATA")
+    monkeypatch.chdir(tmp_path)
+    run_command("python train_policy.py task=g1_bottle trainer.val_ratio=0.01", tmp_path)
+    manifest = json.loads((tmp_path / "runs/g1_bottle/drift_seed0/manifest.json").read_text())
+    assert (manifest["data"]["episodes"], manifest["data"]["steps"]) == (100, 35965)
+    assert len(manifest["open_loop"]["error_of_numbers"]) == 26
 
 
 def test_settings_that_need_an_environment_are_refused(run: Path, tmp_path: Path) -> None:
