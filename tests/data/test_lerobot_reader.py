@@ -50,6 +50,13 @@ def test_numbers_of_any_shape_are_read_as_they_are_stored(tmp_path: Path, write:
     assert count_lerobot(root) == (3, 12)
 
 
+def test_v2_0_differs_in_its_statistics_alone(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "robot")
+    (root / "meta" / "episodes_stats.jsonl").rename(root / "meta" / "stats.json")
+    change_info(root, codebase_version="v2.0")
+    assert np.array_equal(read_lerobot(root, ["action"]).data["action"], demonstrations()["action"])
+
+
 @every_version
 def test_images_in_the_rows_are_exact(tmp_path: Path, write: Write) -> None:
     images = read_lerobot(write(tmp_path / "robot", image=True), [IMAGE_KEY, "action"]).data[IMAGE_KEY]

@@ -57,18 +57,18 @@ def run_command(command: str, folder: Path) -> None:
     python, script, *overrides = shlex.split(command)
     assert python == "python"
     console = Console(quiet=True)
-    tasks = f"hydra.searchpath=[file://{folder}/configs]"
+    tasks = [f"hydra.searchpath=[file://{folder}/configs]"] if (folder / "configs").is_dir() else []
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
         if script == "train_policy.py":
             short = [*SHORT_TRAINING, *SHORT_ROLLOUTS, *SHORT_EVALUATION, "trainer.num_threads=1"]
             given = dict(override.split("=", 1) for override in overrides)
             # What configs/train.yaml composes, which Hydra knows only in a program of its own.
             name = f"name={given.get('policy', 'drift')}_seed{given.get('seed', 0)}"
-            settings = resolved(compose("train", [*overrides, *short, tasks, name]))
+            settings = resolved(compose("train", [*overrides, *short, *tasks, name]))
             train(parse_config(TrainConfig, settings), overrides, console)
         else:
             assert script == "eval_policy.py"
-            settings = resolved(compose("eval", [*overrides, *SHORT_EVALUATION, tasks]))
+            settings = resolved(compose("eval", [*overrides, *SHORT_EVALUATION, *tasks]))
             evaluate(parse_config(EvalConfig, settings), folder / "configs" / "task", overrides, console)
 
 
