@@ -99,7 +99,7 @@ class TaskConfig:
     dataset: DatasetConfig  # demonstrations
     observations: dict[str, ObservationConfig]  # what a policy sees
     action: list[ColumnConfig]  # what a policy commands
-    env: EnvConfig  # where a policy is scored
+    env: EnvConfig | None  # where a policy is scored; null is nowhere, for the demonstrations of a real robot
     score_name: str = "score"  # what the highest reward of an episode measures
     action_space: str = "absolute"  # meaning of the action numbers, carried in every checkpoint
     horizon: int = 16  # default Tp
@@ -153,10 +153,11 @@ def load_demonstrations(
     data_format = FORMATS[task.dataset.format]
     options = dict(task.dataset.options) | ({"memory_map": True} if task.dataset.memory_map else {})
     buffer = data_format.read(resolved.path, sorted(columns), **options)
+    asked = task.env.from_data if task.env else []
     said: dict[str, Any] = {}
-    if data_format.environment is not None and task.env.from_data:
+    if data_format.environment is not None and asked:
         said = data_format.environment(resolved.path, task.dataset.options)
-    return Demonstrations(buffer, resolved, {name: said[name] for name in task.env.from_data if name in said})
+    return Demonstrations(buffer, resolved, {name: said[name] for name in asked if name in said})
 
 
 def find_demonstrations(

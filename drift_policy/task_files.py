@@ -11,11 +11,11 @@ from omegaconf import OmegaConf
 
 from drift_policy.config import parse_config
 from drift_policy.errors import CheckpointError
-from drift_policy.task import EnvConfig
+from drift_policy.task import EnvConfig, TaskConfig
 
 
-def task_env(tasks: Path, name: object) -> EnvConfig:
-    """Return the environment of a task from its file.
+def load_task(tasks: Path, name: object) -> TaskConfig:
+    """Return a task from its file.
 
     Args:
         tasks: folder of the task files.
@@ -31,7 +31,19 @@ def task_env(tasks: Path, name: object) -> EnvConfig:
         )
     with _hydra_in(tasks):
         task = cast(dict[str, Any], OmegaConf.to_container(compose(name), resolve=True))
-    return parse_config(EnvConfig, task["env"], "task.env")
+    return parse_config(TaskConfig, task, "task")
+
+
+def task_env(tasks: Path, name: object) -> EnvConfig:
+    """Return the environment of a task from its file; arguments as `load_task`.
+
+    Raises:
+        CheckpointError: there is no such task, or it has no environment.
+    """
+    env = load_task(tasks, name).env
+    if env is None:
+        raise CheckpointError(f"The task {name!r} has no environment to score a policy in.")
+    return env
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from drift_policy.data.readers.kitchen_mjl import count_kitchen_mjl, read_kitchen_mjl
 from drift_policy.data.readers.kitchen_numpy import count_kitchen_numpy, read_kitchen_numpy
+from drift_policy.data.readers.lerobot import count_lerobot, read_lerobot
 from drift_policy.data.readers.minari import count_minari, read_minari
 from drift_policy.data.readers.npz import count_npz, read_npz
 from drift_policy.data.readers.robomimic import count_robomimic, describe_robomimic, read_robomimic
@@ -42,6 +43,7 @@ def _robomimic_action_mode(options: Mapping[str, Any]) -> str:
 FORMATS: dict[str, DataFormat] = {
     "zarr": DataFormat(read_zarr, count_zarr, memory_map=True),
     "npz": DataFormat(read_npz, count_npz),
+    "lerobot": DataFormat(read_lerobot, count_lerobot, options=("image_size",), memory_map=True),
     "robomimic": DataFormat(
         read_robomimic,
         count_robomimic,
