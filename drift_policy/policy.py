@@ -210,12 +210,15 @@ class Policy(nn.Module):
         """Write config.json and model.safetensors (the normaliser inside) and return the folder."""
         return save_policy(self, folder)
 
-    def _encode(self, observation: Mapping[str, Tensor], crops: Mapping[str, Tensor] | None = None) -> Tensor:
-        given = {
+    def normalize_observation(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map the numbers of an observation {key: [B, To, ...]} to [-1, 1]; images stay what they are."""
+        return {
             key: self.normalizer.normalize(key, observation[key]) if spec.kind == "state" else observation[key]
             for key, spec in self.config.observations.items()
         }
-        encoded: Tensor = self.encoder(given, crops)
+
+    def _encode(self, observation: Mapping[str, Tensor], crops: Mapping[str, Tensor] | None = None) -> Tensor:
+        encoded: Tensor = self.encoder(self.normalize_observation(observation), crops)
         return encoded
 
     def _to_device(self, value: Tensor) -> Tensor:
