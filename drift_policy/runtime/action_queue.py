@@ -1,4 +1,4 @@
-"""Which action belongs to which control step: chunks that overlap, arrive late and follow each other. Needs numpy alone.
+"""Which action belongs to which control step, where chunks overlap and arrive late. Needs numpy alone.
 
 Control steps are counted from 0. A prediction that was made from the observation of step t says what to do from t on:
 its actions for steps that have passed when it arrives are skipped, and it is executed for `n_action_steps` steps

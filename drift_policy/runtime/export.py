@@ -10,9 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -52,9 +50,9 @@ class DecisionGraph(nn.Module):
         super().__init__()
         if policy.head.time_conditioned:
             raise ConfigurationError(
-                f"A policy with the head {policy.config.head_name!r} draws a chunk in {policy.num_evaluations} steps of "
-                "a sampler and cannot be exported as one graph: only one-step heads can, drift and regression. To use "
-                "this policy from another program, serve it: python -m drift_policy.serve ckpt=..."
+                f"A policy with the head {policy.config.head_name!r} draws a chunk in {policy.num_evaluations} steps "
+                "of a sampler and cannot be exported as one graph: only one-step heads can, drift and regression. To "
+                "use this policy from another program, serve it: python -m drift_policy.serve ckpt=..."
             )
         if policy.training:
             raise ConfigurationError("The policy is in training mode: call policy.eval() before it is exported.")

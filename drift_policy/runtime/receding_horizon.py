@@ -53,8 +53,8 @@ class RecedingHorizon:
     """Gives a robot one action a control step, from the chunks of any policy with `predict_action`.
 
     Every `replan_every` steps, and whenever there is nothing to execute, the policy decides from the last To
-    observations. Blocking, `step` returns after the decision; asynchronous, it returns at once and the old chunk goes on
-    until the new one is there. Only the first decision of an episode is always waited for. NaN never gets through,
+    observations. Blocking, `step` returns after the decision; asynchronous, it returns at once and the old chunk goes
+    on until the new one is there. Only the first decision of an episode is always waited for. NaN never gets through,
     with or without limits in the guard.
 
     Args:

@@ -23,7 +23,9 @@ class ObservationKey:
     def __post_init__(self) -> None:
         dimensions = {"state": 1, "image": 3}.get(self.kind)
         if dimensions is None or len(self.shape) != dimensions or not all(_is_size(size) for size in self.shape):
-            raise CheckpointError(f"An observation key of kind {self.kind!r} and shape {list(self.shape)} is not known.")
+            raise CheckpointError(
+                f"An observation key of kind {self.kind!r} and shape {list(self.shape)} is not known."
+            )
 
 
 @dataclass(frozen=True)
