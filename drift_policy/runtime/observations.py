@@ -120,7 +120,7 @@ def _checked_values(key: str, expected: ObservationKey, value: NDArray[Any]) -> 
         if not np.isfinite(floats).all():
             raise ValueError(f"obs[{key!r}] holds NaN or infinity: a value is missing.")
         return floats
-    low, high = float(floats.min(initial=0)), float(floats.max(initial=0))
+    low, high = (float(floats.min()), float(floats.max())) if floats.size else (0.0, 0.0)
     # Written so that NaN, with which every comparison fails, is refused.
     if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
         raise ValueError(
