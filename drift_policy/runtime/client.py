@@ -1,6 +1,7 @@
 """A policy that runs in a `PolicyServer`. Needs numpy, websockets and msgpack; no torch."""
 
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
@@ -50,6 +51,7 @@ class PolicyClient(ArrayPolicy):
         self._url, self._timeout, self._reconnect = url, timeout_s, reconnect_s
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._connection: ClientConnection | None = None
+        self._exit = ExitStack()  # of the connection
         self._served: PolicySpec | None = None
         self._seed, self._num_requests = seed, 0
         self.num_reconnects = 0
@@ -70,9 +72,8 @@ class PolicyClient(ArrayPolicy):
 
     def close(self) -> None:
         """Leave the server; a later call connects again."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._connection = None
+        self._exit.close()
 
     def __enter__(self) -> "PolicyClient":
         return self
@@ -110,16 +111,16 @@ class PolicyClient(ArrayPolicy):
                 answer = unpack(connection.recv(self._timeout))
                 break
             except TimeoutError as error:
-                self._drop()  # its late answer must not be taken for that of the next question
+                self.close()  # its late answer must not be taken for that of the next question
                 raise ServerError(f"{self._url} did not answer within {self._timeout:g} s.") from error
             except ConnectionClosed as error:
-                self._drop()
+                self.close()
                 self._raise_if_final(error)
                 if time.monotonic() > deadline:
                     raise ServerError(f"{self._url} closed the connection: {error}") from error
                 time.sleep(_FIRST_PAUSE)  # a server that is full accepts and closes at once
             except WireError as error:
-                self._drop()
+                self.close()
                 raise ServerError(f"{self._url} is no policy server: {error}") from error
         if answer["type"] == "error":
             text = str(answer.get("message"))
@@ -142,22 +143,24 @@ class PolicyClient(ArrayPolicy):
         pause = _FIRST_PAUSE
         while self._connection is None:
             try:
-                self._connection = connect(
-                    self._url,
-                    additional_headers=self._headers,
-                    compression=None,
-                    max_size=_LARGEST_MESSAGE,
-                    open_timeout=self._timeout,
-                    proxy=None,
+                self._connection = self._exit.enter_context(
+                    connect(
+                        self._url,
+                        additional_headers=self._headers,
+                        compression=None,
+                        max_size=_LARGEST_MESSAGE,
+                        open_timeout=self._timeout,
+                        proxy=None,
+                    )
                 )
                 self._introduce(self._connection)
             except InvalidURI as error:
                 raise ServerError(f"{self._url} is no address of a server: give ws://host:port.") from error
             except (WireError, UserError):
-                self._drop()
+                self.close()
                 raise
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed) as error:
-                self._drop()
+                self.close()
                 if isinstance(error, InvalidStatus) and error.response.status_code == 401:
                     raise ServerError(f"{self._url} refuses this client: its token is missing or wrong.") from error
                 if time.monotonic() + pause > deadline:
@@ -181,8 +184,3 @@ class PolicyClient(ArrayPolicy):
             answer = unpack(connection.recv(self._timeout))
             if spec_from_json(str(answer.get("spec")), self._url) != self._served:
                 raise ServerError(f"{self._url} serves another policy than before: make a new client.")
-
-    def _drop(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
