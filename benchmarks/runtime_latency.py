@@ -12,8 +12,9 @@ DDIM, DDPM    a diffusion head on the same network and encoder, eager
 
 "state" is pretrained/pusht. The image policies have random weights, which do not change the amount of work:
 "two cameras" reads two RGB images of 84 x 84 pixels a step through ResNet-18 (weights of its own for each camera),
-"pusht image" one of 96 x 96, cropped to 84 x 84, through the small CNN. All cases of one observation are timed in turns,
-so that the machine treats them alike. The median over a case's calls is compared with the goals.
+"pusht image" one of 96 x 96, cropped to 84 x 84, through the small CNN. All cases of one observation are timed in
+turns, so that the machine treats them alike. The goals are for one thread. That of 100 times DDPM is for "state" alone:
+every head encodes an observation once, and with images that is most of the time.
 """
 
 import argparse
@@ -182,11 +183,11 @@ def check_goals(results: dict[str, dict[str, dict[str, float | None]]]) -> list[
             value = results[observation][case][number]
             met = value is not None and value < limit
             checks.append({"goal": f"{observation}, {case}: {number} < {limit:g}", "measured": value, "is_met": met})
-    for observation, cases in results.items():
-        value = cases[DDPM]["times_eager"]
-        assert value is not None
-        goal = f"{observation}: {DDPM} at least {LEAST_SPEED_UP:g} times eager"
-        checks.append({"goal": goal, "measured": value, "is_met": value >= LEAST_SPEED_UP})
+    if "state" in results:
+        value = results["state"][DDPM]["times_eager"]
+        met = value is not None and value >= LEAST_SPEED_UP
+        goal = f"state: {DDPM}, at least {LEAST_SPEED_UP:g} times eager"
+        checks.append({"goal": goal, "measured": value, "is_met": met})
     return checks
 
 

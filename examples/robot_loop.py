@@ -84,23 +84,25 @@ class World:
 
 
 def run_case(env: gym.Env[Any, Any], loop: RecedingHorizon, hz: float, seconds: float) -> Recording:
-    """Control episodes one after the other for `seconds`."""
+    """Control episodes one after the other for `seconds`, not counting the first decision of each."""
     recording, seed = Recording(), FIRST_SEED
-    ends = time.perf_counter() + seconds
-    while time.perf_counter() < ends:
+    while seconds > 0:
         world = World(env, seed)
-        run_episode(world, loop, 1 / hz, ends, recording)
+        seconds -= run_episode(world, loop, 1 / hz, seconds, recording)
         recording.scores.append(world.score)
         seed += 1
     return recording
 
 
-def run_episode(world: World, loop: RecedingHorizon, period: float, ends: float, recording: Recording) -> None:
-    """Control one episode at a fixed rate; its clock starts with the first action."""
+def run_episode(world: World, loop: RecedingHorizon, period: float, seconds: float, recording: Recording) -> float:
+    """Control one episode at a fixed rate for at most `seconds`, and return how many it took.
+
+    Its clock starts with the first action.
+    """
     loop.reset(world.position)
     world.act(loop.step(world.observation, 0).action)
     started, step = time.perf_counter(), 1
-    while not world.is_over and time.perf_counter() < ends:
+    while not world.is_over and time.perf_counter() < started + seconds:
         deadline = started + step * period
         wait_until(deadline)
         late = time.perf_counter() - deadline
@@ -117,6 +119,7 @@ def run_episode(world: World, loop: RecedingHorizon, period: float, ends: float,
             recording.latencies.append(control.decision.latency)
             recording.num_late_chunks += control.decision.problem is not None
         step = now + 1
+    return time.perf_counter() - started
 
 
 def wait_until(deadline: float) -> None:
