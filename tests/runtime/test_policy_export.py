@@ -69,12 +69,11 @@ def resnet_policy() -> Policy:
 
 
 POLICIES = {
-    "drift": lambda: tiny_policy("drift"),
-    "regression": lambda: tiny_policy("regression"),
     "unet": lambda: tiny_policy("drift", "conditional_unet1d", horizon=7),
     "transformer": lambda: tiny_policy("drift", "transformer"),
-    "small_cnn, crop": lambda: tiny_image_policy(cameras={"image": CROPPED}),
-    "small_cnn, resize": lambda: tiny_image_policy(cameras={"image": camera(20, 26, resize=[10, 13], crop=[9, 12])}),
+    "small_cnn, crop and resize": lambda: tiny_image_policy(
+        cameras={"cropped": CROPPED, "resized": camera(20, 26, resize=[10, 13], crop=[9, 12])}
+    ),
     "two resnet18": resnet_policy,
 }
 
@@ -100,7 +99,15 @@ def test_onnx_predicts_what_pytorch_predicts(name: str, tmp_path: Path) -> None:
     policy = POLICIES[name]()
     assert export_policy(policy, tmp_path / "policy.onnx") <= 1e-5
     assert [path.name for path in tmp_path.iterdir()] == ["policy.onnx"]
-    run = OnnxPolicy(tmp_path / "policy.onnx")
+    check_predictions(policy, tmp_path / "policy.onnx")
+
+
+def test_the_drift_mlp_predicts_what_pytorch_predicts(exported: tuple[Policy, Path]) -> None:
+    check_predictions(*exported)
+
+
+def check_predictions(policy: Policy, path: Path) -> None:
+    run = OnnxPolicy(path)
     for batch in (1, 2, 5):
         obs = arrays(policy, batch, seed=batch)
         noise = np.random.default_rng(batch).standard_normal((batch, policy.horizon, 2))
