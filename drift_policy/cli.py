@@ -2,9 +2,9 @@
 
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from drift_policy.config import parse_config
 from drift_policy.errors import ConfigurationError, RunStoppedError, UserError
+
+Config = TypeVar("Config")
 
 
 @contextmanager
@@ -52,3 +55,21 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
             f"{error.full_key or 'The configuration'} has no usable value: {str(error).splitlines()[0]} "
             f"Set it on the command line: {error.full_key or 'key'}=... ."
         ) from error
+
+
+def parse_arguments(kind: type[Config], arguments: Sequence[str], usage: str) -> Config:
+    """Return the dataclass `kind` filled from `setting=value` arguments; --help prints `usage` and ends the program.
+
+    For the programs that come with the package: those with a configuration folder use Hydra.
+
+    Raises:
+        ConfigurationError: an argument that is no setting=value, an unknown setting, or a value that does not fit.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(usage)
+        sys.exit()
+    for argument in arguments:
+        name, separator, _ = argument.partition("=")
+        if not separator or not name.isidentifier():
+            raise ConfigurationError(f"{argument!r} is not understood: give setting=value; --help shows the settings.")
+    return parse_config(kind, OmegaConf.from_dotlist(list(arguments)))

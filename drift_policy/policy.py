@@ -220,16 +220,20 @@ class Policy(nn.Module):
         """Write config.json and model.safetensors (the normaliser inside) and return the folder."""
         return save_policy(self, folder)
 
+    def normalize_observation(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Map the numbers of an observation {key: [B, To, ...]} to [-1, 1]; images stay what they are."""
+        return {
+            key: self.normalizer.normalize(key, observation[key]) if spec.kind == "state" else observation[key]
+            for key, spec in self.config.observations.items()
+        }
+
     def _encode(
         self,
         observation: Mapping[str, Tensor],
         crops: Mapping[str, Tensor] | None = None,
         noise: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        given = {
-            key: self.normalizer.normalize(key, observation[key]) if spec.kind == "state" else observation[key]
-            for key, spec in self.config.observations.items()
-        }
+        given = self.normalize_observation(observation)
         for key, value in (noise or {}).items():
             given[key] = given[key] + value
         encoded: Tensor = self.encoder(given, crops)

@@ -83,7 +83,8 @@ class ObservationEncoder(nn.Module):
             images[key] = preprocessing(observations[key].flatten(0, 1), corners)
         if self._share_backbone and len(images) > 1:  # one larger batch instead of several small ones
             joined = self.backbones[_ALL_CAMERAS](torch.cat(list(images.values())))
-            features = dict(zip(images, joined.chunk(len(images)), strict=True))
+            # Not chunk(): exporters would fix the batch size, on which the number of its parts depends.
+            features = dict(zip(images, joined.unflatten(0, (len(images), -1)), strict=True))
         else:
             features = {key: self._backbone(key)(image) for key, image in images.items()}
         return {key: value.unflatten(0, (-1, self._n_obs_steps)) for key, value in features.items()}

@@ -1,0 +1,47 @@
+"""Write a checkpoint as one file for a robot: normalisation, encoder and generator; the noise is an input.
+
+    python -m drift_policy.export ckpt=runs/pusht/<name> [format=onnx|pt2] [output=policy.onnx]
+
+ckpt:    run folder, checkpoint folder, or hf://owner/name; with the drift or the regression head
+format:  onnx, for drift_policy.runtime.onnx_policy.OnnxPolicy or any ONNX runtime; pt2, for torch.export.load
+output:  the file; policy.onnx or policy.pt2 by default
+
+The file is held against the policy on random inputs, and not written if they differ by more than 1e-5.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from drift_policy.cli import command_line, parse_arguments
+
+
+@dataclass
+class ExportConfig:
+    """Settings of the command."""
+
+    ckpt: str  # run folder, checkpoint folder, or hf://owner/name
+    format: str = "onnx"  # "onnx" or "pt2"
+    output: str | None = None  # the file; policy.<format> by default
+
+
+def main() -> None:
+    """Load, export, check, report."""
+    with command_line() as console:
+        config = parse_arguments(ExportConfig, sys.argv[1:], __doc__)
+        # Imported after the arguments are checked: torch takes seconds.
+        from drift_policy.runtime.export import export_policy
+        from drift_policy.serialization import load_policy
+
+        path = Path(config.output or f"policy.{config.format}")
+        policy = load_policy(config.ckpt)
+        with console.status("exporting"):
+            difference = export_policy(policy, path, config.format)
+        console.print(
+            f"{path}: {path.stat().st_size / 2**20:.1f} MiB, differs from PyTorch by {difference:.1e} "
+            "of the actions' range"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""Write a one-step policy as one file: normalisation, encoder and generator in a graph that needs no drift-policy.
+
+The graph reads the observation keys (numbers as float32, images as float32 in 0..1) and "noise" [B, Tp, Da], which is
+already multiplied with its scale, and returns "action_pred" [B, Tp, Da] in the units of the demonstrations.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from drift_policy.errors import ConfigurationError, UserError
+from drift_policy.policy import Policy
+from drift_policy.policy_config import ACTION
+from drift_policy.runtime.onnx_policy import NOISE, PREDICTION, OnnxPolicy
+from drift_policy.runtime.spec import METADATA_KEY, describe_policy
+
+FORMATS = ("onnx", "pt2")
+PT2_METADATA_FILE = f"{METADATA_KEY}.json"  # among the extra files of a .pt2
+TOLERANCE = 1e-5
+_LARGEST_BATCH = 4096
+_TRACED_BATCH = 2  # sizes 0 and 1 would be built into the graph
+_CHECKED_BATCHES = (1, 3)
+
+Inputs = dict[str, Tensor]
+Runner = Callable[[Inputs, Tensor], Tensor]  # observations and scaled noise to predictions
+
+
+class ParityError(UserError):
+    """An exported file does not compute what the policy computes."""
+
+
+class DecisionGraph(nn.Module):
+    """A decision as a function of tensors alone.
+
+    Args:
+        policy: with a one-step head, in evaluation mode.
+
+    Raises:
+        ConfigurationError: the head is iterative, or the policy is in training mode.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        if policy.head.time_conditioned:
+            raise ConfigurationError(
+                f"A policy with the head {policy.config.head_name!r} draws a chunk in {policy.num_evaluations} steps "
+                "of a sampler and cannot be exported as one graph: only one-step heads can, drift and regression. To "
+                "use this policy from another program, serve it: python -m drift_policy.serve ckpt=..."
+            )
+        if policy.training:
+            raise ConfigurationError("The policy is in training mode: call policy.eval() before it is exported.")
+        self.policy = policy
+
+    def forward(self, observations: Mapping[str, Tensor], noise: Tensor) -> Tensor:
+        """Map observations {key: [B, To, ...]} and scaled noise [B, Tp, Da] to predictions [B, Tp, Da]."""
+        condition = self.policy.encoder(self.policy.normalize_observation(observations))
+        chunk = self.policy.head.sample(condition, noise.unsqueeze(1)).squeeze(1)
+        return self.policy.normalizer.unnormalize(ACTION, chunk)
+
+
+def export_policy(policy: Policy, path: str | Path, file_format: str = "onnx") -> float:
+    """Write `policy` to `path`, read it back, and hold it against the policy on random inputs.
+
+    The file appears only when it computes the same.
+
+    Args:
+        policy: on the CPU, in evaluation mode, with the drift or the regression head.
+        path: the file.
+        file_format: "onnx", or "pt2" for `torch.export.load`.
+
+    Returns:
+        The largest difference found; see `largest_difference`.
+
+    Raises:
+        ConfigurationError: an iterative head, an unknown format, or a package that is missing.
+        ParityError: the file computes something else, by more than 1e-5.
+    """
+    if file_format not in FORMATS:
+        raise ConfigurationError(f"format is {file_format!r}; choose one of: {', '.join(FORMATS)}.")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.stem}.writing.{file_format}")
+    try:
+        program = trace(policy)
+        write, read = (_write_onnx, _read_onnx) if file_format == "onnx" else (_write_pt2, _read_pt2)
+        write(program, policy, temporary)
+        difference = largest_difference(policy, read(temporary))
+        if not difference <= TOLERANCE:
+            raise ParityError(
+                f"The exported graph differs from the policy by {difference:.1e} of the actions' range, more than "
+                f"{TOLERANCE:g}: {path} is not written. Try another format, or other versions of torch and onnx."
+            )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return difference
+
+
+def trace(policy: Policy) -> ExportedProgram:
+    """Return the graph of a decision, for any batch size up to 4096.
+
+    Raises:
+        ConfigurationError: the head is iterative, or the policy is in training mode.
+    """
+    graph = DecisionGraph(policy)
+    batch = Dim("batch", min=1, max=_LARGEST_BATCH)
+    observations, noise = random_inputs(policy, _TRACED_BATCH, seed=0)
+    shapes = ({key: {0: batch} for key in observations}, {0: batch})
+    with torch.no_grad(), _quiet():
+        return torch.export.export(graph, (observations, noise), dynamic_shapes=shapes)
+
+
+def random_inputs(policy: Policy, batch: int, seed: int) -> tuple[Inputs, Tensor]:
+    """Return random observations over about the range of the data, as the graph reads them, and noise."""
+    generator = torch.Generator().manual_seed(seed)
+    observations: Inputs = {}
+    for key, spec in policy.config.observations.items():
+        shape = (batch, policy.n_obs_steps, *spec.shape)
+        unit = torch.rand(shape, generator=generator)
+        observations[key] = unit if spec.kind == "image" else policy.normalizer.unnormalize(key, 2.4 * unit - 1.2)
+    noise = torch.randn(batch, policy.horizon, policy.action_dim, generator=generator)
+    return observations, noise
+
+
+def largest_difference(policy: Policy, run: Runner) -> float:
+    """Return the largest difference between the policy's predictions and those of `run`.
+
+    In normalised actions, whose range in the data is [-1, 1], relative where they are larger than 1.
+
+    Args:
+        policy: what is right.
+        run: the graph.
+    """
+    largest = 0.0
+    for seed, batch in enumerate(_CHECKED_BATCHES, start=1):
+        observations, noise = random_inputs(policy, batch, seed)
+        expected = policy.predict_action(observations, noise=noise, noise_scale=1.0)["action_pred"]
+        expected, found = (policy.normalizer.normalize(ACTION, value) for value in (expected, run(observations, noise)))
+        error = (found - expected).abs() / expected.abs().clamp(min=1.0)
+        largest = max(largest, float(error.nan_to_num(torch.inf).max()))
+    return largest
+
+
+def _write_onnx(program: ExportedProgram, policy: Policy, path: Path) -> None:
+    try:
+        import onnxruntime  # noqa: F401  # the file is checked with it
+        import onnxscript  # noqa: F401  # torch.onnx writes with it
+    except ImportError as error:
+        raise ConfigurationError(
+            f"format=onnx needs the package {error.name}: pip install 'drift-policy[export]'."
+        ) from error
+    names = [*policy.config.observations, NOISE]
+    with _quiet():
+        onnx = torch.onnx.export(program, input_names=names, output_names=[PREDICTION], dynamo=True, verbose=False)
+    assert onnx is not None  # it is only for dynamo=False
+    onnx.model.metadata_props[METADATA_KEY] = describe_policy(policy).to_json()
+    onnx.save(path, external_data=False)
+
+
+def _read_onnx(path: Path) -> Runner:
+    exported = OnnxPolicy(path)
+
+    def run(observations: Inputs, noise: Tensor) -> Tensor:
+        arrays = {key: value.numpy() for key, value in observations.items()}
+        return torch.as_tensor(exported.predict_action(arrays, noise=noise.numpy(), noise_scale=1.0)["action_pred"])
+
+    return run
+
+
+def _write_pt2(program: ExportedProgram, policy: Policy, path: Path) -> None:
+    with _quiet():
+        torch.export.save(program, path, extra_files={PT2_METADATA_FILE: describe_policy(policy).to_json()})
+
+
+def _read_pt2(path: Path) -> Runner:
+    # torch.export.load may unpickle: only this file, which was written a moment ago, is read.
+    with _quiet():
+        graph = torch.export.load(path).module()
+
+    def run(observations: Inputs, noise: Tensor) -> Tensor:
+        with torch.no_grad():
+            predictions: Tensor = graph(observations, noise)
+        return predictions
+
+    return run
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' notes about packages that are not installed and their own internals off the console."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,97 @@
+"""The numpy check of observations says the same as the policy's own, and copies what drivers reuse."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from drift_policy import Policy
+from drift_policy.runtime.observations import ObservationHistory, checked_observation, checked_step
+from drift_policy.runtime.spec import describe_policy
+from tests.helpers.image_policies import tiny_image_policy
+from tests.helpers.policies import tiny_obs, tiny_policy
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    return tiny_image_policy("regression")
+
+
+def good(policy: Policy) -> dict[str, Any]:
+    return {key: value.numpy() for key, value in tiny_obs(policy, 2).items()}
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "missing key": {"image": None},
+    "steps": {"agent_pos": np.zeros((2, 3, 2))},
+    "numbers": {"agent_pos": np.zeros((2, 2, 3))},
+    "no batch": {"agent_pos": np.zeros((2, 2))},
+    "another batch": {"agent_pos": np.zeros((3, 2, 2))},
+    "NaN": {"agent_pos": np.full((2, 2, 2), np.nan)},
+    "channels last": {"image": np.zeros((2, 2, 10, 12, 3), np.uint8)},
+    "float image of bytes": {"image": np.full((2, 2, 3, 10, 12), 200.0)},
+    "NaN image": {"image": np.full((2, 2, 3, 10, 12), np.nan)},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_the_policy_refuses_is_refused_in_the_same_words(policy: Policy, name: str) -> None:
+    obs = {key: value for key, value in (good(policy) | WRONG[name]).items() if value is not None}
+    with pytest.raises(ValueError) as expected:
+        policy.predict_action(obs)
+    with pytest.raises(ValueError) as found:
+        checked_observation(describe_policy(policy), obs)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"agent_pos": np.zeros((1, 2))},
+        {"agent_pos": np.full(2, np.inf)},
+        {"image": np.zeros((10, 12, 3), np.uint8)},
+        {"image": np.full((3, 10, 12), 7.0)},
+    ],
+)
+def test_one_step_is_refused_in_the_same_words(policy: Policy, change: dict[str, Any]) -> None:
+    obs = {key: value[0, 0] for key, value in good(policy).items()} | change
+    with pytest.raises(ValueError) as expected:
+        policy.select_action(obs)
+    with pytest.raises(ValueError) as found:
+        checked_step(describe_policy(policy), obs)
+    assert str(found.value) == str(expected.value)
+
+
+def test_integer_images_and_text_are_refused(policy: Policy) -> None:
+    spec = describe_policy(policy)
+    with pytest.raises(ValueError, match=r"obs\['image'\] is an image of int64"):
+        checked_observation(spec, good(policy) | {"image": np.zeros((2, 2, 3, 10, 12), np.int64)})
+    with pytest.raises(ValueError, match=r"obs\['agent_pos'\] holds .*give numbers"):
+        checked_observation(spec, good(policy) | {"agent_pos": np.full((2, 2, 2), "left")})
+
+
+def test_numbers_become_float32_and_bytes_stay_bytes(policy: Policy) -> None:
+    obs = good(policy) | {"agent_pos": np.ones((2, 2, 2), np.float64)}
+    checked = checked_observation(describe_policy(policy), obs)
+    assert {key: value.dtype.name for key, value in checked.items()} == {"image": "uint8", "agent_pos": "float32"}
+
+
+def test_a_single_key_may_be_given_bare() -> None:
+    spec = describe_policy(tiny_policy())
+    assert checked_observation(spec, np.zeros((1, 2, 5)))["obs"].shape == (1, 2, 5)
+    with pytest.raises(ValueError, match="must be a dictionary"):
+        checked_observation(describe_policy(tiny_image_policy()), np.zeros(3))
+
+
+def test_the_history_fills_up_with_the_first_observation_and_copies() -> None:
+    history = ObservationHistory(describe_policy(tiny_policy(n_obs_steps=3)))
+    buffer = np.zeros(5, np.float32)
+    for step in range(1, 5):
+        buffer[:] = step
+        history.append({"obs": buffer})
+        expected = [max(step - 2, 1), max(step - 1, 1), step]
+        assert history.stacked()["obs"][0, :, 0].tolist() == expected
+    history.clear()
+    history.append(buffer)
+    assert history.stacked()["obs"].shape == (1, 3, 5)
+    assert history.stacked()["obs"][0, :, 0].tolist() == [4, 4, 4]
