@@ -1,0 +1,74 @@
+"""Where an artifact lies: a folder, a run folder, or the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from drift_policy.errors import CheckpointError
+from image_gen.artifacts.checks import Kind
+from image_gen.artifacts.released import METADATA_FILE, PARAMETERS_FILE, is_released
+
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+HUB_PREFIX = "hf://"
+RELEASE_REPOSITORY = "Goodeat/drifting"  # the authors' weights: models/gen/jax/<name> and models/mae/jax/<name>
+_RELEASE_FOLDERS: dict[Kind, str] = {"generator": "models/gen/jax", "mae": "models/mae/jax"}
+_INSIDE = ("", "params_ema")  # released run folders keep the averaged weights in params_ema
+
+
+def find_artifact(source: str | Path, kind: Kind) -> Path:
+    """Return the folder with the files of an artifact.
+
+    Args:
+        source: a folder (or the run folder around it); "hf://<name>", one of the authors' published models such as
+            "hf://latent_L_sota"; or "hf://<owner>/<repository>[/<folder>]".
+        kind: what is looked for; decides in which part of the authors' repository.
+
+    Raises:
+        CheckpointError: nothing is there, or the Hub cannot be read.
+    """
+    if str(source).startswith(HUB_PREFIX):
+        return _download(str(source).removeprefix(HUB_PREFIX), kind)
+    folder = Path(source)
+    for inside in _INSIDE:
+        if (folder / inside / CONFIG_FILE).is_file() or is_released(folder / inside):
+            return folder / inside
+    what = f"holds neither {CONFIG_FILE} nor {METADATA_FILE}" if folder.is_dir() else "does not exist"
+    raise CheckpointError(
+        f"{folder} {what}. Give a folder with {CONFIG_FILE} and {MODEL_FILE}, a released one with {METADATA_FILE} and "
+        f"{PARAMETERS_FILE}, or hf://<name>."
+    )
+
+
+def _download(name: str, kind: Kind) -> Path:
+    repository, folder = _split(name, kind)
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise CheckpointError(
+            "Loading from the Hugging Face Hub needs huggingface_hub: pip install 'drift-policy[hub]'."
+        ) from error
+    files = [CONFIG_FILE, MODEL_FILE, METADATA_FILE, PARAMETERS_FILE]
+    patterns = [f"{folder}/{file}" if folder else file for file in files]
+    try:
+        snapshot = Path(snapshot_download(repository, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise CheckpointError(f"hf://{name} could not be read from the Hugging Face Hub: {error}") from error
+    found = snapshot / folder
+    if not ((found / CONFIG_FILE).is_file() or is_released(found)):
+        raise CheckpointError(
+            f"hf://{name}: the repository {repository} has no {kind} in its folder {folder or '/'}. Look at "
+            f"https://huggingface.co/{repository}/tree/main for the names there."
+        )
+    return found
+
+
+def _split(name: str, kind: Kind) -> tuple[str, str]:
+    """Split a Hub name into the repository and the folder inside it."""
+    parts = name.strip("/").split("/")
+    if not all(parts) or ".." in parts:
+        raise CheckpointError(f"hf://{name} is not a name: give hf://<name> or hf://<owner>/<repository>[/<folder>].")
+    if len(parts) == 1:
+        return RELEASE_REPOSITORY, f"{_RELEASE_FOLDERS[kind]}/{parts[0]}"
+    return "/".join(parts[:2]), "/".join(parts[2:])

@@ -1,0 +1,41 @@
+"""Where image data lie: a path, the folder DRIFT_POLICY_DATA, or the cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from drift_policy.errors import DataError
+
+DATA_VARIABLE = "DRIFT_POLICY_DATA"
+
+
+def find_data(name: str, path: str | Path | None, how_to_get: str) -> Path:
+    """Return the folder of a data set.
+
+    Order: `path`; `name` in the folder that DRIFT_POLICY_DATA names; `name` in the cache (DRIFT_POLICY_CACHE, else the
+    operating system's cache folder).
+
+    Args:
+        name: of the data set, and of its folder.
+        path: given by the user, or None.
+        how_to_get: end of the message if nothing is there.
+
+    Raises:
+        DataError: no such folder; says where it was looked for and how to get the data.
+    """
+    if path is not None:
+        candidates = [Path(path).expanduser()]
+    else:
+        # Imported here, so that data given by their path need no package for the cache's place.
+        from drift_policy.data.cache import cache_folder
+
+        named = os.environ.get(DATA_VARIABLE)
+        candidates = [Path(named).expanduser() / name] if named else []
+        candidates.append(cache_folder() / name)
+    for candidate in candidates:
+        if candidate.is_dir():
+            return candidate
+    looked = " and ".join(str(candidate) for candidate in candidates)
+    where = "" if path is not None else f" Put it into a folder and set {DATA_VARIABLE} to that folder."
+    raise DataError(f"'{name}' was looked for in {looked}, but is not there: {how_to_get}{where}")

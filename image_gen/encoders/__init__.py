@@ -1,0 +1,1 @@
+"""Frozen encoders whose features the drifting loss compares. Import from the modules."""

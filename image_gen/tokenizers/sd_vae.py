@@ -1,0 +1,60 @@
+"""The Stable Diffusion autoencoder (Rombach et al. 2022), 8x down, 4 channels: the paper's latent space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from drift_policy.errors import CheckpointError
+from image_gen.tokenizers.base import Tokenizer
+
+DEFAULT_WEIGHTS = "stabilityai/sd-vae-ft-mse"  # the decoder fine-tuned for mean squared error, which the paper uses
+SCALE = 0.18215  # brings the latents to about unit variance
+
+
+class SdVae(Tokenizer):
+    """diffusers' AutoencoderKL with latents scaled by 0.18215. Latents are drawn from the encoder's distribution.
+
+    Args:
+        vae: a diffusers AutoencoderKL; see `load_sd_vae`.
+    """
+
+    def __init__(self, vae: nn.Module) -> None:
+        config = vae.config  # diffusers' mapping of the constructor's arguments
+        factor = 2 ** (len(config.block_out_channels) - 1)
+        super().__init__(config.in_channels, config.latent_channels, factor)
+        self.vae = vae
+        self.freeze()
+
+    def _encode(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+        return self.vae.encode(images).latent_dist.sample(generator) * SCALE
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return self.vae.decode(latents / SCALE).sample
+
+
+def load_sd_vae(weights: str | Path = DEFAULT_WEIGHTS) -> SdVae:
+    """Return the autoencoder with its weights.
+
+    Args:
+        weights: a folder with config.json and diffusion_pytorch_model.safetensors, or a name on the Hugging Face Hub.
+
+    Raises:
+        CheckpointError: diffusers is missing, or the weights are neither there nor downloadable.
+    """
+    try:
+        from diffusers import AutoencoderKL
+    except ImportError as error:
+        raise CheckpointError("The Stable Diffusion VAE needs diffusers: pip install 'drift-policy[train]'.") from error
+    try:
+        vae = AutoencoderKL.from_pretrained(str(weights), use_safetensors=True, torch_dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"The weights of the Stable Diffusion VAE cannot be read from {weights} "
+            f"({str(error).strip().splitlines()[0]}). Where there is a network, get them with\n"
+            f"  hf download {DEFAULT_WEIGHTS} --local-dir sd-vae-ft-mse\n"
+            "and set tokenizer_weights=sd-vae-ft-mse."
+        ) from error
+    return SdVae(vae)
