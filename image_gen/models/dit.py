@@ -140,9 +140,7 @@ class DiT(nn.Module):
         self.activation_checkpointing = False
         self.class_embed = nn.Embedding(config.num_classes, config.cond_dim)
         n_style = config.noise_coords if config.noise_classes else 0
-        self.style_embeds = nn.ModuleList(
-            nn.Embedding(config.noise_classes, config.cond_dim) for _ in range(n_style)
-        )
+        self.style_embeds = nn.ModuleList(nn.Embedding(config.noise_classes, config.cond_dim) for _ in range(n_style))
         self.guidance_embed = GuidanceEmbedding(config.cond_dim, eps=NORM_EPS)
         self.patch_embed = nn.Linear(config.patch_size**2 * config.in_channels, config.hidden_size)
         self.pos_embed = nn.Parameter(torch.empty(1, grid * grid, config.hidden_size))
