@@ -1,7 +1,8 @@
 """The drifting loss of a generated batch in the features of a frozen encoder (Eq. 13 and 14 of arXiv 2602.04770).
 
 Every feature is one loss: its positions are folded into the batch axis, so that each class and position is a kernel
-problem of its own, while scale and force norms run over all of them; losses of one feature are averaged, features summed.
+problem of its own, while scale and force norms run over all of them. Losses of one feature are averaged, and features
+are summed.
 
 Shape letters: B classes, G generated samples, P positives and N unconditional negatives of each class.
 """
@@ -73,7 +74,7 @@ def target_features(
             for part in images.split(chunk_size or len(images))
         ]
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    split = [{}, {}]  # type: list[Features]
+    split: list[Features] = [{}, {}]
     for name, value in joined.items():
         rows = value.split([batch.shape[0] * batch.shape[1] for batch in batches])
         for target, batch, row in zip(split, batches, rows, strict=False):

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from drift_policy.errors import CheckpointError, ConfigurationError
 from image_gen.models import MAE, DiT, DiTConfig, MaeConfig
@@ -23,8 +24,19 @@ def kind_of(model: Model) -> Kind:
     return "generator" if isinstance(model, DiT) else "mae"
 
 
-def build_model(kind: Kind, settings: Mapping[str, Any], where: Path, device: str = "cpu") -> Model:
-    """Build the network that `settings` describe, on the meta device if nothing shall be allocated yet.
+class _WithoutFilling(TorchFunctionMode):
+    """Leaves tensors unfilled: random numbers on the meta device would load torch's compiler, which takes seconds."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("uniform_", "normal_", "fill_", "zero_", "copy_"):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_model(kind: Kind, settings: Mapping[str, Any], where: Path) -> Model:
+    """Build the network that `settings` describe, on the meta device: nothing is allocated yet.
 
     Raises:
         CheckpointError: an unknown, missing or mistyped setting, or settings that do not fit together.
@@ -40,7 +52,7 @@ def build_model(kind: Kind, settings: Mapping[str, Any], where: Path, device: st
         if not _has_type(value, hints[name]):
             raise CheckpointError(f"{where}: the setting {name} is {value!r}, which is no {hints[name]}.")
     try:
-        with torch.device(device):
+        with torch.device("meta"), _WithoutFilling():
             return DiT(DiTConfig(**settings)) if kind == "generator" else MAE(MaeConfig(**settings))
     except ConfigurationError as error:
         raise CheckpointError(f"{where} describes a network that cannot be built: {error}") from error

@@ -22,8 +22,8 @@ try:
     import msgpack
 except ImportError as error:
     raise CheckpointError(
-        "Released artifacts are read with the package msgpack: pip install msgpack. Folders that `python -m "
-        "image_gen.artifacts.convert` has written need no such package."
+        "Released artifacts are read with the package msgpack: pip install 'drift-policy[images]'. Folders that "
+        "`python -m image_gen.artifacts.convert` has written need no such package."
     ) from error
 
 MAX_NAMES = 100_000  # entries of a map

@@ -61,8 +61,8 @@ def load_model(source: str | Path, kind: Kind) -> tuple[Model, dict[str, Any]]:
     model, metadata = read_released(folder) if is_released(folder) else _read_own(folder)
     if kind_of(model) != kind:
         raise CheckpointError(
-            f"{folder} holds a {kind_of(model)}, but a {kind} was asked for: use load_{kind_of(model)}, or give another "
-            "folder."
+            f"{folder} holds a {kind_of(model)}, but a {kind} was asked for: use load_{kind_of(model)}, or give "
+            "another folder."
         )
     return model.eval(), metadata
 
@@ -102,7 +102,7 @@ def _read_own(folder: Path) -> tuple[Model, dict[str, Any]]:
         isinstance(settings, dict) and isinstance(metadata, dict)
     ):
         raise CheckpointError(f"{folder / CONFIG_FILE} describes neither a generator nor an MAE: give another folder.")
-    model = build_model(content["kind"], settings, folder / CONFIG_FILE, device="meta")
+    model = build_model(content["kind"], settings, folder / CONFIG_FILE)
     path = folder / MODEL_FILE
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: copy the whole folder.")

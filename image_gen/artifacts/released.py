@@ -36,21 +36,21 @@ def read_released(folder: Path) -> tuple[Model, dict[str, Any]]:
 
     content = read_json(folder / METADATA_FILE)
     config = content.get("model_config")
-    if content.get("kind") not in _KINDS or not isinstance(config, dict):
+    if content.get("kind") not in list(_KINDS) or not isinstance(config, dict):
         raise CheckpointError(
             f"{folder / METADATA_FILE} describes the kind {content.get('kind')!r}; expected 'gen' or 'mae' with an "
             "entry 'model_config'."
         )
     settings = {name: value for name, value in config.items() if name not in _PRECISION_SETTINGS}
-    model = build_model(_KINDS[content["kind"]], settings, folder / METADATA_FILE, device="meta")
+    model = build_model(_KINDS[content["kind"]], settings, folder / METADATA_FILE)
 
     places = released_tensors(model)
     found = read_tree(folder / PARAMETERS_FILE)
-    unknown = sorted(found.keys() - {place.path for place in places.values()})
-    tensors: dict[str, Tensor] = {f"(unknown) {path}": found[path] for path in unknown}
+    tensors: dict[str, Tensor] = {}
     for name, place in places.items():
         if place.path in found:
             tensors[name] = from_released(found.pop(place.path), place.layout)
+    tensors |= found  # what is left has no place in the network, which the check reports
     expected = model.state_dict()
     check_tensors(tensors, expected, folder / PARAMETERS_FILE, METADATA_FILE, {n: p.path for n, p in places.items()})
     model.load_state_dict(tensors, assign=True)
@@ -58,11 +58,7 @@ def read_released(folder: Path) -> tuple[Model, dict[str, Any]]:
 
 
 def write_released(model: Model, folder: Path, metadata: dict[str, Any]) -> Path:
-    """Write `model` in the authors' format and return the folder.
-
-    Raises:
-        CheckpointError: `folder` already holds one of our checkpoints.
-    """
+    """Write `model` in the authors' format to `folder` (made if absent) and return the folder."""
     from image_gen.artifacts.flax_tree import write_tree
 
     folder.mkdir(parents=True, exist_ok=True)

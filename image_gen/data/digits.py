@@ -24,7 +24,7 @@ def read_digits(split: str) -> ArrayImages:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise DataError("The digits come with scikit-learn: pip install scikit-learn.") from error
+        raise DataError("The digits come with scikit-learn: pip install 'drift-policy[images]'.") from error
     digits = load_digits()
     part = slice(None, _TRAIN) if split == "train" else slice(_TRAIN, None)
     images = np.round(digits.images[part] * (255 / _LEVELS)).astype(np.uint8)

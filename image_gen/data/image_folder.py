@@ -36,8 +36,8 @@ class ImageFolder(ImageSet):
             found = sorted(p for p in (self.root / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
             if not found:
                 raise DataError(
-                    f"{self.root / name} holds no images ({', '.join(EXTENSIONS)}): remove it, or give the folder whose "
-                    "folders are the classes."
+                    f"{self.root / name} holds no images ({', '.join(EXTENSIONS)}): remove it, or give the folder "
+                    "whose folders are the classes."
                 )
             self.files += found
             labels += [label] * len(found)

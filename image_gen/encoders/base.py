@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, cast
 
 from torch import Tensor, nn
 
@@ -61,7 +61,7 @@ class CombinedFeatures(FeatureExtractor):
         """Return all features; two extractors with a feature of one name are a ConfigurationError."""
         combined: Features = {}
         for extractor in self.extractors:
-            found = extractor.features(x)
+            found = cast(FeatureExtractor, extractor).features(x)
             common = sorted(combined.keys() & found.keys())
             if common:
                 raise ConfigurationError(f"Two encoders have a feature named {common[0]!r}: give one a `prefix`.")

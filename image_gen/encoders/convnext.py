@@ -63,15 +63,21 @@ def load_convnext_v2(weights: str | Path = DEFAULT_WEIGHTS) -> ConvNextV2Feature
     try:
         from transformers import ConvNextV2Model
     except ImportError as error:
-        raise CheckpointError("ConvNeXt-V2 needs the package transformers: pip install transformers.") from error
+        raise CheckpointError(
+            "ConvNeXt-V2 needs the package transformers: pip install 'drift-policy[images]'."
+        ) from error
     try:
-        network = ConvNextV2Model.from_pretrained(str(weights), use_safetensors=True)
+        network, info = ConvNextV2Model.from_pretrained(str(weights), use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"The weights of ConvNeXt-V2 cannot be read from {weights} ({str(error).strip().splitlines()[0]}). Where "
             f"there is a network, get them with\n  hf download {DEFAULT_WEIGHTS} --local-dir convnextv2-base\n"
             "and give that folder."
         ) from error
+    # transformers draws what it does not find at random, and only warns.
+    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if wrong:
+        raise CheckpointError(f"{weights} has no usable weights for {wrong[0]} of ConvNeXt-V2 ({len(wrong)} in all).")
     return ConvNextV2Features(network)
 
 

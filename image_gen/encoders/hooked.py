@@ -92,7 +92,11 @@ class HookedFeatures(FeatureExtractor):
         self.freeze()
 
     def features(self, x: Tensor) -> Features:
-        """Return the features of images [B, C, H, W] in [-1, 1]; a layer with another output is a ConfigurationError."""
+        """Return the features of images [B, C, H, W] in [-1, 1].
+
+        Raises:
+            ConfigurationError: a layer gives neither a feature map nor tokens.
+        """
         outputs: dict[str, Tensor] = {}
         modules = dict(self.network.named_modules())
         handles = [modules[name].register_forward_hook(partial(_keep, outputs, name)) for name in self.layers]

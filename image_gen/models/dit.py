@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from drift_policy.errors import ConfigurationError, require
-from image_gen.models.embeddings import GuidanceEmbedding, apply_rotary, rotary_angles, sincos_positions
+from image_gen.models.embeddings import GuidanceEmbedding, RMSNorm, apply_rotary, rotary_angles, sincos_positions
 from image_gen.models.sizes import require_range
 
 NORM_EPS = 1e-6
@@ -257,7 +257,7 @@ class DiT(nn.Module):
 
 
 class Modulation(nn.Module):
-    """SiLU and a linear layer from the condition [B, cond_dim] to `chunks` modulations, each [B, 1, D], in float32."""
+    """SiLU and a linear layer from the condition to `chunks` modulations."""
 
     def __init__(self, cond_dim: int, hidden_size: int, chunks: int) -> None:
         super().__init__()
@@ -265,6 +265,7 @@ class Modulation(nn.Module):
         self.linear = nn.Linear(cond_dim, chunks * hidden_size)
 
     def forward(self, condition: Tensor) -> tuple[Tensor, ...]:
+        """Return `chunks` tensors [B, 1, D] of a condition [B, cond_dim], without autocast as in the released code."""
         with torch.autocast(condition.device.type, enabled=False):
             condition = functional.silu(condition.to(self.linear.weight.dtype))
             return self.linear(condition).unsqueeze(1).chunk(self.chunks, dim=-1)
@@ -290,7 +291,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention through PyTorch's fused kernel, with normalised queries and keys and rotary positions."""
+    """Multi-head self-attention by PyTorch's fused kernel, with normalised queries and keys and rotary positions."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -299,8 +300,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
         head_dim = config.hidden_size // config.num_heads
-        self.q_norm = nn.RMSNorm(head_dim, eps=NORM_EPS) if config.use_qknorm else nn.Identity()
-        self.k_norm = nn.RMSNorm(head_dim, eps=NORM_EPS) if config.use_qknorm else nn.Identity()
+        self.q_norm = RMSNorm(head_dim, eps=NORM_EPS) if config.use_qknorm else nn.Identity()
+        self.k_norm = RMSNorm(head_dim, eps=NORM_EPS) if config.use_qknorm else nn.Identity()
 
     def forward(self, tokens: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Transform [B, T, D]."""
@@ -324,6 +325,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(inner, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Transform [B, T, D]."""
         return self.down(functional.silu(self.gate(tokens)) * self.up(tokens))
 
 
@@ -336,11 +338,12 @@ class Mlp(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Transform [B, T, D]."""
         return self.down(functional.gelu(self.up(tokens), approximate="tanh"))
 
 
 class FinalLayer(nn.Module):
-    """Modulated normalisation and the linear layer from tokens [B, N, D] to patches [B, N, p * p * C]."""
+    """Modulated normalisation and a linear layer."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -349,11 +352,12 @@ class FinalLayer(nn.Module):
         self.linear = nn.Linear(config.hidden_size, config.patch_size**2 * config.out_channels)
 
     def forward(self, tokens: Tensor, condition: Tensor) -> Tensor:
+        """Transform tokens [B, N, D] to patches [B, N, p * p * C]."""
         shift, scale = self.modulation(condition)
         return self.linear(self.norm(tokens) * (1 + scale) + shift)
 
 
 def _norm(config: DiTConfig) -> nn.Module:
     if config.use_rmsnorm:
-        return nn.RMSNorm(config.hidden_size, eps=NORM_EPS)
+        return RMSNorm(config.hidden_size, eps=NORM_EPS)
     return nn.LayerNorm(config.hidden_size, eps=NORM_EPS, elementwise_affine=False)

@@ -1,4 +1,4 @@
-"""Embeddings of positions and of the guidance scale, as in the drifting models (arXiv 2602.04770, appendix A)."""
+"""Normalisation, and embeddings of positions and of the guidance scale (arXiv 2602.04770, appendix A)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ _FREQUENCIES = 128  # of the guidance scale's sinusoids
 _GUIDANCE_WEIGHT = 0.02  # of the normalised guidance embedding: the size of the other embeddings at the start
 
 
+class RMSNorm(nn.RMSNorm):
+    """RMSNorm in the precision of its weights: under autocast too, and then with PyTorch's fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return super().forward(x.to(self.weight.dtype))
+
+
 class GuidanceEmbedding(nn.Module):
-    """Embeds the guidance scale [B] as [B, width]: sinusoids, two linear layers, RMSNorm, times 0.02.
+    """Sinusoids, two linear layers, RMSNorm, times 0.02.
 
     Args:
         width: length of the embedding.
@@ -25,9 +33,10 @@ class GuidanceEmbedding(nn.Module):
         super().__init__()
         self.linear1 = nn.Linear(2 * _FREQUENCIES, width)
         self.linear2 = nn.Linear(width, width)
-        self.norm = nn.RMSNorm(width, eps=eps)
+        self.norm = RMSNorm(width, eps=eps)
 
     def forward(self, scale: Tensor) -> Tensor:
+        """Embed guidance scales [B] as [B, width]."""
         steps = torch.arange(_FREQUENCIES, dtype=torch.float32, device=scale.device)
         frequencies = torch.exp(-math.log(_BASE) * steps / _FREQUENCIES)
         angles = scale.float().unsqueeze(1) * frequencies
@@ -54,10 +63,10 @@ def apply_rotary(heads: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
 def sincos_positions(grid: int, width: int) -> Tensor:
     """Return the sine-cosine embedding [1, grid * grid, width] of a square grid in row order (MAE, He et al. 2021).
 
-    The first half of the width embeds the column, the second the row; each half is sines, then cosines.
+    On the CPU. The first half of the width embeds the column, the second the row; each half is sines, then cosines.
     """
-    frequencies = _BASE ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid, dtype=torch.float64).unsqueeze(1) * frequencies
+    frequencies = _BASE ** (-torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64, device="cpu").unsqueeze(1) * frequencies
     line = torch.cat([angles.sin(), angles.cos()], dim=1)  # [grid, width / 2]
     columns = line.unsqueeze(0).expand(grid, -1, -1)
     rows = line.unsqueeze(1).expand(-1, grid, -1)

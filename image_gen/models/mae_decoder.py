@@ -10,7 +10,7 @@ from image_gen.models.mae_encoder import group_norm
 
 
 class ConvNormRelu(nn.Module):
-    """3x3 convolution, group normalisation, ReLU: [B, in_channels, h, w] -> [B, out_channels, h, w]."""
+    """3x3 convolution, group normalisation, ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -18,6 +18,7 @@ class ConvNormRelu(nn.Module):
         self.gn = group_norm(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Transform [B, in_channels, h, w] to [B, out_channels, h, w]."""
         return functional.relu(self.gn(self.conv(x)))
 
 

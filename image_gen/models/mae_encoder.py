@@ -6,6 +6,7 @@ Shape letters: B batch, C channels, H and W height and width of the (folded) ima
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -81,7 +82,7 @@ class Encoder(nn.Module):
         x = functional.relu(self.gn1(self.conv1(x)))
         maps = {"conv1": x}
         for i, (blocks, norm) in enumerate(zip(self.stages, self.stage_norms, strict=True), start=1):
-            for k, block in enumerate(blocks, start=1):  # type: ignore[arg-type]  # a ModuleList inside a ModuleList
+            for k, block in enumerate(cast(nn.ModuleList, blocks), start=1):
                 x = block(x)
                 if every_k_block and k % every_k_block == 0:
                     maps[f"layer{i}_blk{k}"] = x

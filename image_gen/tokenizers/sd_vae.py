@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from drift_policy.errors import CheckpointError
 from image_gen.tokenizers.base import Tokenizer
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 DEFAULT_WEIGHTS = "stabilityai/sd-vae-ft-mse"  # the decoder fine-tuned for mean squared error, which the paper uses
 SCALE = 0.18215  # brings the latents to about unit variance
@@ -21,8 +25,8 @@ class SdVae(Tokenizer):
         vae: a diffusers AutoencoderKL; see `load_sd_vae`.
     """
 
-    def __init__(self, vae: nn.Module) -> None:
-        config = vae.config  # diffusers' mapping of the constructor's arguments
+    def __init__(self, vae: AutoencoderKL) -> None:
+        config = vae.config
         factor = 2 ** (len(config.block_out_channels) - 1)
         super().__init__(config.in_channels, config.latent_channels, factor)
         self.vae = vae
@@ -47,9 +51,13 @@ def load_sd_vae(weights: str | Path = DEFAULT_WEIGHTS) -> SdVae:
     try:
         from diffusers import AutoencoderKL
     except ImportError as error:
-        raise CheckpointError("The Stable Diffusion VAE needs diffusers: pip install 'drift-policy[train]'.") from error
+        raise CheckpointError(
+            "The Stable Diffusion VAE needs diffusers: pip install 'drift-policy[images]'."
+        ) from error
     try:
-        vae = AutoencoderKL.from_pretrained(str(weights), use_safetensors=True, torch_dtype=torch.float32)
+        vae, info = AutoencoderKL.from_pretrained(
+            str(weights), use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"The weights of the Stable Diffusion VAE cannot be read from {weights} "
@@ -57,4 +65,8 @@ def load_sd_vae(weights: str | Path = DEFAULT_WEIGHTS) -> SdVae:
             f"  hf download {DEFAULT_WEIGHTS} --local-dir sd-vae-ft-mse\n"
             "and set tokenizer_weights=sd-vae-ft-mse."
         ) from error
+    # diffusers draws what it does not find at random, and only warns.
+    wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if wrong:
+        raise CheckpointError(f"{weights} has no usable weights for {wrong[0]} of the VAE ({len(wrong)} in all).")
     return SdVae(vae)
