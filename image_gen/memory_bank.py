@@ -97,7 +97,9 @@ class SampleQueues(nn.Module):
         if int(stored.min()) == 0:
             empty = sorted({int(key) for key in keys[stored == 0]})
             raise ValueError(f"nothing was pushed yet to the queue(s) {', '.join(map(str, empty[:10]))}.")
-        slots = draw_slots(stored.cpu(), self.capacity, number, generator).to(keys.device)
+        # By age, not by slot: a queue that was filled again draws what one that never stopped does.
+        ages = draw_slots(stored.cpu(), self.capacity, number, generator).to(keys.device)
+        slots = (self.counts[keys].unsqueeze(1) - 1 - ages) % self.capacity
         return self._from_storage(self.samples[keys.unsqueeze(1), slots])
 
     def is_filled(self, number: int) -> Tensor:
