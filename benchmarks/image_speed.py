@@ -261,9 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device = choose_device(given.device)
         sizes = {}
         for size in given.sizes:
-            case = Case(
-                size, device, given.precision, given.labels, given.samples, given.seconds, given.checkpointing
-            )
+            case = Case(size, device, given.precision, given.labels, given.samples, given.seconds, given.checkpointing)
             with console.status(f"measuring {size}"):
                 sizes[size] = measure(case)
             console.print(f"{size}: {sizes[size]}", highlight=False)

@@ -1,4 +1,4 @@
-"""Score a generator: python image_gen/evaluate.py ckpt=runs/image_gen/digits/<name> [network=classifier] [setting=value]."""
+"""Score a generator: python image_gen/evaluate.py ckpt=<run or folder> [network=classifier] [setting=value]."""
 
 import sys
 from pathlib import Path

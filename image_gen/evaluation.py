@@ -197,7 +197,7 @@ def make_reference(
         )
     if (real.tokenizer == "pixels") != (judge.space == "pixels") and not isinstance(judge, MaeJudge):
         raise ConfigurationError(
-            f"The data are latents of {real.tokenizer}, but {judge.name} judges images: give reference=<folder of images>."
+            f"The data are latents of {real.tokenizer}, but {judge.name} judges images: give reference=<folder>."
         )
     judged = judge_all(judge, _batches(real, config.batch_size, device), len(real.dataset), "real", console)
     return Reference(moments_of(judged.features), judged.features, str(real.facts.get("name", path)), real.facts)

@@ -1,4 +1,4 @@
-"""Train a masked autoencoder: python image_gen/train_mae.py [dataset=imagenet256 mae=latent_256] [setting=value ...]."""
+"""Train a masked autoencoder: python image_gen/train_mae.py [dataset=imagenet256 mae=latent_256] [setting=value]."""
 
 import sys
 from pathlib import Path

@@ -63,8 +63,9 @@ def configuration(program: str, overrides: Sequence[str]) -> GeneratorTrainConfi
     HydraConfig.instance().set_config(deepcopy(cfg))  # the name of a run asks it which model was chosen
     with open_dict(cfg):
         del cfg["hydra"]
-    kind = GeneratorTrainConfig if program == "train" else MaeTrainConfig
-    return parse_config(kind, resolved(cfg))
+    if program == "train":
+        return parse_config(GeneratorTrainConfig, resolved(cfg))
+    return parse_config(MaeTrainConfig, resolved(cfg))
 
 
 @dataclass

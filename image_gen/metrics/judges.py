@@ -108,8 +108,8 @@ class InceptionJudge:
         path = Path(weights) if weights is not None else cache_folder() / "inception" / INCEPTION_FILE
         if not path.is_file():
             raise CheckpointError(
-                f"The Inception weights are not at {path}. Get them with\n  mkdir -p {path.parent} && curl -L -o {path} "
-                f"{_INCEPTION_URL}\nor judge with another network: network=classifier."
+                f"The Inception weights are not at {path}. Get them with\n  mkdir -p {path.parent} && "
+                f"curl -L -o {path} {_INCEPTION_URL}\nor judge with another network: network=classifier."
             )
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
@@ -117,8 +117,8 @@ class InceptionJudge:
             network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
         except ModuleNotFoundError as error:
             raise CheckpointError(
-                "The Inception network comes with torch-fidelity: pip install torch-fidelity (it needs torchvision), or "
-                "judge with another network: network=classifier."
+                "The Inception network comes with torch-fidelity: pip install torch-fidelity (it needs torchvision), "
+                "or judge with another network: network=classifier."
             ) from error
         self._network = network.to(device)
 

@@ -21,7 +21,7 @@ class Moments(NamedTuple):
 
     mean: Tensor
     covariance: Tensor
-    count: int  # of features; 0 if unknown
+    number: int  # of features; 0 if unknown
 
 
 class _Identity(nn.Module):
@@ -60,7 +60,7 @@ def frechet_distance(generated: Moments, real: Moments) -> float:
     metric.set_dtype(torch.float64)
     metric.orig_dtype = torch.float64
     for side, moments in (("real", real), ("fake", generated)):
-        count = max(moments.count, 2)
+        count = max(moments.number, 2)
         mean = moments.mean.double()
         setattr(metric, f"{side}_features_sum", mean * count)
         scatter = moments.covariance.double() * (count - 1) + count * torch.outer(mean, mean)

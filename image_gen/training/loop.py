@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf, isfinite
+from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -36,7 +37,9 @@ class Display(Protocol):
     def __enter__(self) -> object:
         """Begin."""
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> object:
         """End."""
 
     def update(self, step: int, metrics: dict[str, float]) -> None:
@@ -92,10 +95,11 @@ class TrainingLoop(Generic[Network, Step]):
         seed: int,
         resume: bool = False,
     ) -> None:
-        self.objective, self.network = objective, objective.network
+        self.objective: Objective[Network, Step] = objective
+        self.network: Network = objective.network
         self.processes = objective.processes
         self.state = TrainingState()
-        self.reporting = reporting
+        self.reporting: Reporting[Network] = reporting
         self._config, self._store, self._metadata, self._seed = config, store, metadata, seed
         objective.own_rows(config.gradient_accumulation_steps)
         _set_precision(config, self.processes.device)
@@ -109,7 +113,7 @@ class TrainingLoop(Generic[Network, Step]):
         self._module = self.processes.wrap(objective.module().train())
         if self.processes.is_sharded:
             self.ema.follow_shards(self.network)
-        self._parameters = list(self.network.parameters())
+        self._parameters: list[Tensor] = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(
             self._parameters,
             lr=torch.tensor(config.learning_rate),

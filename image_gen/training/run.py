@@ -94,7 +94,7 @@ def train_generator(
         objective = _drift_objective(config, samples, network, mae, processes, loss)
         if not objective.saves_bank:
             say(f"bank     {objective.bank.nbytes / 1e9:.1f} GB, not saved: a resume fills it again")
-    metadata = {
+    metadata: dict[str, object] = {
         "method": config.method,
         "dataset": config.dataset.name,
         "class_names": samples.class_names,
@@ -125,7 +125,7 @@ def train_mae(config: MaeTrainConfig, around: Surroundings, processes: Processes
             check_folder(run_folder(config), CheckpointStore(run_folder(config)), config.resume)
     stream = SampleStream(samples, config.mae.batch_size, config.seed, processes, config.dataset.num_workers)
     objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)
-    metadata = {"dataset": config.dataset.name, "tokenizer": samples.tokenizer, "seed": config.seed}
+    metadata: dict[str, object] = {"dataset": config.dataset.name, "tokenizer": samples.tokenizer, "seed": config.seed}
     _run(config, samples, objective, metadata, around, draw=None)
     return run_folder(config)
 

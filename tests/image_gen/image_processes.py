@@ -1,6 +1,5 @@
-"""What each process of `test_image_processes.py` does: python -m tests.image_gen.image_processes FOLDER, started twice."""
+"""What each process of `test_image_processes.py` does; started twice with a folder as its argument."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -8,22 +7,17 @@ from image_gen.training.run import train_generator, train_mae
 from tests.helpers.image_configs import TINY_MAE, mae_config
 from tests.helpers.image_runs import quiet_surroundings, tiny_generator
 
-RUNS = {
-    "ddp": ["method=drift"],
-    "fsdp2": ["trainer.sharding=fsdp2"],
-    "parts": ["trainer.gradient_accumulation_steps=2"],
-    "flow": ["method=flow"],
-}
+PARTS = ["trainer.gradient_accumulation_steps=2"]
+# Name -> settings; all go on from a run of one process.
+RUNS = {"ddp": [], "fsdp2": ["trainer.sharding=fsdp2"], "parts": PARTS, "flow": ["method=flow"]}
 MAE_RUNS = {"mae": "none", "mae_fsdp2": "fsdp2"}
+FIRST_STEPS, ALL_STEPS = 12, 15
 
 
-def perform(folder: Path, sharding: bool) -> None:
-    """Do all runs, one after the other: starting costs more than training here."""
-    kept = {name: run for name, run in RUNS.items() if sharding or name != "fsdp2"}
-    for name, overrides in kept.items():
-        config = tiny_generator(folder, f"name={name}", *overrides)
-        config.feature.mae = str(folder / "digits/mae")
-        train_generator(config, quiet_surroundings())
+def perform(folder: Path, name: str, overrides: list[str], steps: int, resume: bool) -> None:
+    """Train a generator, or go on with it."""
+    own = [f"name={name}", f"trainer.num_steps={steps}", f"resume={str(resume).lower()}"]
+    train_generator(tiny_generator(folder, *own, *overrides), quiet_surroundings())
 
 
 def perform_mae(folder: Path, name: str, sharding: str) -> None:
@@ -37,5 +31,5 @@ if __name__ == "__main__":
     FOLDER = Path(sys.argv[1])
     for mae_name, mae_sharding in MAE_RUNS.items():
         perform_mae(FOLDER, mae_name, mae_sharding)
-    perform(FOLDER, sharding=True)
-    print(json.dumps("done"))
+    for run_name, settings in RUNS.items():
+        perform(FOLDER, run_name, settings, ALL_STEPS, resume=True)

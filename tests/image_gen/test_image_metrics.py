@@ -18,7 +18,6 @@ from image_gen.metrics.statistics import (
 )
 
 
-
 def normal(number: int, dims: int, seed: int) -> torch.Tensor:
     return torch.randn(number, dims, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
