@@ -10,7 +10,7 @@ _WIDTHS = (32, 64)
 _FEATURES = 64
 _BATCH = 128
 _LEARNING_RATE = 2e-3
-DEFAULT_STEPS = 400
+DEFAULT_STEPS = 800
 
 
 class ImageClassifier(nn.Module):
@@ -65,8 +65,7 @@ def train_classifier(
         optimizer = torch.optim.Adam(network.parameters(), lr=_LEARNING_RATE)
         for step in range(num_steps):
             rows = torch.randint(len(images), (_BATCH,), generator=draws)
-            row, column = torch.randint(-1, 2, (2,), generator=draws).tolist()
-            batch = torch.roll(images[rows], (row, column), dims=(2, 3))
+            batch = _shifted(images[rows], torch.randint(3, (2,), generator=draws).tolist())
             for group in optimizer.param_groups:
                 group["lr"] = _LEARNING_RATE * (1 - step / num_steps)
             loss = functional.cross_entropy(network(batch), class_ids[rows])
@@ -74,3 +73,11 @@ def train_classifier(
             loss.backward()
             optimizer.step()
     return network.eval().requires_grad_(False)
+
+
+def _shifted(images: Tensor, offset: list[int]) -> Tensor:
+    """Move images by up to one pixel (an offset of 1 is none), over a border of background, -1."""
+    row, column = offset
+    height, width = images.shape[2:]
+    padded = functional.pad(images, (1, 1, 1, 1), value=-1.0)
+    return padded[:, :, row : row + height, column : column + width]

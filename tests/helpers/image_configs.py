@@ -35,8 +35,8 @@ TINY = [
     "feature.mae_training.trainer.num_steps=3",
     "feature.mae_training.classification_steps=2",
     "feature.mae_training.batch_size=8",
-    *(f"+feature.mae_training.model.{setting}" for setting in TINY_MAE),
-    *(f"+model.{setting}" for setting in TINY_GENERATOR),
+    *(f"++feature.mae_training.model.{setting}" for setting in TINY_MAE),
+    *(f"++model.{setting}" for setting in TINY_GENERATOR),
     "picture.classes=3",
     "picture.per_class=1",
 ]
