@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from image_gen import load_generator, load_mae
+from image_gen.data.cache_latents import CacheConfig, cache_latents
 from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
 from image_gen.training.bare import write_config
@@ -25,6 +27,7 @@ from tests.helpers.image_runs import (
     tiny_generator,
     train_tiny,
 )
+from tests.helpers.programs import run as run_program
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +131,29 @@ def test_flow_matching_trains_by_the_same_loop(tmp_path: Path) -> None:
     assert not mae_of(run).exists()
 
 
-def test_a_bare_machine_trains_the_same(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_config(tiny_generator(tmp_path / "elsewhere"), tmp_path / "config.json")
-    bare_main([str(tmp_path / "config.json"), "--output", str(tmp_path)])
-    assert largest_difference(tmp_path / "digits/run", whole) == 0
-    assert "step 6/6" in capsys.readouterr().out
+# What a machine with torch, numpy, einops and safetensors alone does not have.
+ABSENT = ("hydra", "omegaconf", "rich", "matplotlib", "PIL", "sklearn", "scipy", "filelock", "platformdirs", "accelerate")
+BARE = "import sys; sys.modules.update(dict.fromkeys({absent!r})); from image_gen.training.bare import main; main()"
+
+
+def test_cached_latents_train_where_only_torch_is(tmp_path: Path) -> None:
+    cache = CacheConfig(dataset="digits", tokenizer="pixels", output=str(tmp_path / "cache"), num_workers=0)
+    cache_latents(cache, Console(quiet=True))
+    own = [f"dataset.latents={tmp_path / 'cache'}", "trainer.num_steps=3"]
+    run = train_tiny(tmp_path / "here", *own)
+    write_config(tiny_generator(tmp_path / "here", *own), tmp_path / "config.json")
+    arguments = [str(tmp_path / "config.json"), "--output", str(tmp_path / "there")]
+    result = run_program("-c", BARE.format(absent=ABSENT), *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "step 2/3" in result.stdout
+    assert "matplotlib is not installed" in result.stdout
+    assert largest_difference(tmp_path / "there/digits/run", run) == 0
+    assert (tmp_path / "there/digits/run/samples/step_00000003.png").is_file()
+    with pytest.raises(ConfigurationError, match=r"dataset\.crop=random_resized acts on images"):
+        train_tiny(tmp_path, *own, "dataset.crop=random_resized", "name=crop")
+
+
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bare_main([str(tmp_path / "absent.json")])
     assert "is no configuration" in capsys.readouterr().err
