@@ -1,5 +1,7 @@
 """The README's result tables, generated from the JSON files that measured runs left under results/.
 
+The paper's table with our columns is another page, docs/table7.md; see benchmarks.table, which uses the functions here.
+
 python -m benchmarks.tables          writes the tables between the markers of README.md
 python -m benchmarks.tables --check  exits with 1 if README.md differs from what the files say
 """
@@ -7,15 +9,23 @@ python -m benchmarks.tables --check  exits with 1 if README.md differs from what
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from drift_policy.evaluation.statistics import mean_interval, success_interval
+from drift_policy.evaluation.statistics import Interval, mean_interval, success_interval
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 RESULTS = ROOT / "results"
+NOT_MEASURED = "Not measured yet."
+POLICY_LABELS = {  # policies in the order of tables
+    "drift": "**drift** (default)",
+    "diffusion": "diffusion (DDPM)",
+    "flow": "flow matching",
+    "regression": "regression",
+}
 Manifest = dict[str, Any]
 
 
@@ -29,6 +39,40 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def mean_and_interval(interval: Interval, digits: int = 2) -> str:
+    """Return "mean [low, high]"."""
+    return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+def score_interval(runs: Sequence[Manifest]) -> Interval:
+    """Return the mean of the highest score over the episodes of all runs."""
+    return mean_interval([episode["score"] for episode in _episodes(runs)])
+
+
+def success_rate(runs: Sequence[Manifest]) -> Interval:
+    """Return the success rate over the episodes of all runs."""
+    return success_interval([episode["success"] for episode in _episodes(runs)])
+
+
+def phase_interval(runs: Sequence[Manifest], phase: str) -> Interval:
+    """Return the share of the episodes of all runs that completed a phase, such as "p2": two subtasks or more."""
+    number = int(phase.removeprefix("p"))
+    return success_interval([episode["completed"] >= number for episode in _episodes(runs)])
+
+
+def demonstrations(runs: Sequence[Manifest]) -> str:
+    """Return how many demonstrations runs were trained on, and whether they are scripted."""
+    kinds = {f"{run['data']['episodes']}{' scripted' if is_scripted(run) else ''}" for run in runs}
+    return ", ".join(sorted(kinds))
+
+
+def is_scripted(run: Manifest) -> bool:
+    """Whether a run names scripted demonstrations: as its data set, its file, or on its command line."""
+    dataset = run.get("config", {}).get("task", {}).get("dataset", {})
+    said = (run["data"]["name"], dataset.get("relative_path", ""), run.get("command", ""))
+    return any("scripted" in str(text) for text in said)
 
 
 def pusht_table(results: Path) -> str:
@@ -127,6 +171,27 @@ def toy_table(results: Path) -> str:
     return markdown(["case", "distance before", "after", "fall", "samples on each mode"], rows)
 
 
+def method_table(task: str, results: Path) -> str:
+    """Any task: every policy that has manifests results/<task>/<policy>_seed<number>.json, the known ones first."""
+    folder = results / task
+    found = {path.stem.rpartition("_seed")[0] for path in folder.glob("*_seed*.json")}
+    prefixes = [*(name for name in POLICY_LABELS if name in found), *sorted(found - POLICY_LABELS.keys())]
+    groups = {prefix: runs for prefix in prefixes if (runs := read_runs(folder, prefix))}
+    if not groups:
+        return NOT_MEASURED
+    some = next(iter(groups.values()))[0]["evaluation"]
+    phases, score_name = list(some.get("phases", {})), str(some.get("score_name", "score"))
+    shows_score = not phases and score_name != "success"
+    rows = []
+    for prefix, runs in groups.items():
+        row = _method_row(POLICY_LABELS.get(prefix, prefix.replace("_", " ")), runs)
+        scores = [row[2]] if shows_score else [mean_and_interval(phase_interval(runs, phase)) for phase in phases]
+        rows.append([*row[:2], *scores, *row[3:], demonstrations(runs)])
+    scores = [f"max {score_name}"] if shows_score else phases
+    timing = ["training seeds", "training [min]", "decision p50 [ms]"]
+    return markdown(["policy", "evaluations", *scores, "success", *timing, "demonstrations"], rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "pusht": pusht_table,
     "pusht_seeds": pusht_seed_table,
@@ -138,16 +203,31 @@ TABLES: dict[str, Callable[[Path], str]] = {
 }
 
 
-def fill(text: str, results: Path) -> str:
+# Filled in where a page has their markers.
+OPTIONAL_TABLES: dict[str, Callable[[Path], str]] = {
+    task: partial(method_table, task)
+    for task in ("adroit_door", "block_push", "kitchen", "lift", "can", "square", "tool_hang", "transport")
+}
+
+
+def fill(
+    text: str,
+    results: Path,
+    required: Mapping[str, Callable[[Path], str]] = TABLES,
+    optional: Mapping[str, Callable[[Path], str]] = OPTIONAL_TABLES,
+) -> str:
     """Return `text` with every marked table replaced by the current one.
 
     Raises:
-        ValueError: a table has no markers.
+        ValueError: a required table has no markers, or a table has more than one pair.
     """
-    for name, table in TABLES.items():
+    for name, table in {**required, **optional}.items():
         begin, end = f"<!-- table:{name} -->", f"<!-- end:{name} -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"README.md needs the markers {begin} and {end}, once each.")
+        counts = (text.count(begin), text.count(end))
+        if counts == (0, 0) and name not in required:
+            continue
+        if counts != (1, 1):
+            raise ValueError(f"The page needs the markers {begin} and {end}, once each.")
         before, rest = text.split(begin)
         _, after = rest.split(end)
         text = f"{before}{begin}\n{table(results)}\n{end}{after}"
@@ -185,13 +265,11 @@ def _method_row(label: str, runs: list[Manifest]) -> list[str]:
 
 def _scores(runs: list[Manifest]) -> tuple[str, str]:
     """Return mean and 95 % interval of highest coverage and success over the episodes of all runs."""
-    episodes = [episode for run in runs for episode in run["evaluation"]["episodes"]]
-    score = mean_interval([episode["score"] for episode in episodes])
-    success = success_interval([episode["success"] for episode in episodes])
-    return (
-        f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]",
-        f"{success.mean:.2f} [{success.low:.2f}, {success.high:.2f}]",
-    )
+    return mean_and_interval(score_interval(runs), digits=3), mean_and_interval(success_rate(runs))
+
+
+def _episodes(runs: Sequence[Manifest]) -> list[dict[str, Any]]:
+    return [episode for run in runs for episode in run["evaluation"]["episodes"]]
 
 
 def main() -> None:

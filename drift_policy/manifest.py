@@ -15,7 +15,19 @@ import torch
 
 import drift_policy
 
-_PACKAGES = ("torch", "numpy", "gymnasium", "gym-pusht", "pymunk", "zarr", "diffusers")
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "gym-pusht",
+    "pymunk",
+    "mujoco",
+    "gymnasium-robotics",
+    "robosuite",
+    "pybullet",
+    "zarr",
+    "diffusers",
+)
 
 
 def describe_run(script: str, overrides: Sequence[str]) -> dict[str, Any]:

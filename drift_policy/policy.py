@@ -25,6 +25,7 @@ from drift_policy.serialization import save_policy
 
 Observation = Mapping[str, Tensor | np.ndarray]
 _CROP = "crop."  # prefix of the crops of an image key among the random numbers of a training step
+_NOISE = "observation_noise."  # and of the noise on the numbers of a state key
 
 
 class Policy(nn.Module):
@@ -95,15 +96,23 @@ class Policy(nn.Module):
             )
         self.normalizer.load_state_dict(normalizer.state_dict())
 
-    def draw(self, batch: int, generator: torch.Generator | None = None) -> Draws:
+    def draw(self, batch: int, generator: torch.Generator | None = None, *, observation_noise: float = 0.0) -> Draws:
         """Return the random numbers of a training step on `batch` observations, one row each, on the CPU.
 
         Args:
             batch: B, over all processes if several share a step.
             generator: their source, on the CPU; PyTorch's default generator if absent.
+            observation_noise: standard deviation of Gaussian noise on the normalised numbers of the observations (not
+                on images), an augmentation; 0 draws none.
         """
         crops = self.encoder.draw_crops(batch, generator)
-        return self.head.draw(batch, generator) | {f"{_CROP}{key}": corners for key, corners in crops.items()}
+        draws = self.head.draw(batch, generator) | {f"{_CROP}{key}": corners for key, corners in crops.items()}
+        if observation_noise > 0:
+            for key, spec in self.config.observations.items():
+                if spec.kind == "state":
+                    shape = (batch, self.n_obs_steps, *spec.shape)
+                    draws[f"{_NOISE}{key}"] = observation_noise * torch.randn(shape, generator=generator)
+        return draws
 
     def compute_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> tuple[Tensor, Metrics]:
         """Return the scalar training loss and detached metrics.
@@ -127,7 +136,8 @@ class Policy(nn.Module):
         drawn = self.draw(len(action)) if draws is None else draws
         drawn = {name: self._to_device(value) for name, value in drawn.items()}
         crops = {name.removeprefix(_CROP): value for name, value in drawn.items() if name.startswith(_CROP)}
-        condition = self._encode(self._as_observation(batch["obs"]), crops)
+        noise = {name.removeprefix(_NOISE): value for name, value in drawn.items() if name.startswith(_NOISE)}
+        condition = self._encode(self._as_observation(batch["obs"]), crops, noise)
         return self.head.compute_loss(action, condition, drawn)
 
     @torch.inference_mode()
@@ -210,11 +220,18 @@ class Policy(nn.Module):
         """Write config.json and model.safetensors (the normaliser inside) and return the folder."""
         return save_policy(self, folder)
 
-    def _encode(self, observation: Mapping[str, Tensor], crops: Mapping[str, Tensor] | None = None) -> Tensor:
+    def _encode(
+        self,
+        observation: Mapping[str, Tensor],
+        crops: Mapping[str, Tensor] | None = None,
+        noise: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
         given = {
             key: self.normalizer.normalize(key, observation[key]) if spec.kind == "state" else observation[key]
             for key, spec in self.config.observations.items()
         }
+        for key, value in (noise or {}).items():
+            given[key] = given[key] + value
         encoded: Tensor = self.encoder(given, crops)
         return encoded
 

@@ -41,7 +41,8 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> "Policy
 
     Args:
         path: a checkpoint folder (config.json and model.safetensors), a run folder (its best checkpoint by
-            rollout score, the last one if no rollout was made), or "hf://owner/name" on the Hugging Face Hub.
+            rollout score or, without an environment, by held-out action error; the last one if none was scored), or
+            "hf://owner/name" on the Hugging Face Hub.
         device: where to put it.
 
     Raises:
@@ -103,7 +104,7 @@ def read_tensors(path: Path, expected: dict[str, torch.Tensor]) -> dict[str, tor
 
 
 def _best_of_run(index_file: Path) -> Path:
-    """Return the best checkpoint of a run, or its last one if no rollout was made."""
+    """Return the best checkpoint of a run, or its last one if none was scored."""
     index = _read_json(index_file)
     name = index.get("best") or index.get("last") if isinstance(index, dict) else None
     if not isinstance(name, str) or not (index_file.parent / name).is_dir():

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from drift_policy.data.dataset import Column, WindowDataset
 from drift_policy.data.formats import FORMATS
+from drift_policy.data.normalizer import CONSTANT_RANGE
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import DatasetSource, ResolvedData, resolve
 from drift_policy.encoders import ObservationSpec
@@ -98,12 +99,25 @@ class TaskConfig:
     dataset: DatasetConfig  # demonstrations
     observations: dict[str, ObservationConfig]  # what a policy sees
     action: list[ColumnConfig]  # what a policy commands
-    env: EnvConfig  # where a policy is scored
+    env: EnvConfig | None  # where a policy is scored; null is nowhere, for the demonstrations of a real robot
     score_name: str = "score"  # what the highest reward of an episode measures
     action_space: str = "absolute"  # meaning of the action numbers, carried in every checkpoint
     horizon: int = 16  # default Tp
     n_obs_steps: int = 2  # default To
     n_action_steps: int = 8  # default Ta
+    noise_scale: float | None = None  # default of the drift policies for this task; null leaves theirs
+    constant_range: float = CONSTANT_RANGE  # numbers that vary less in the data are centred and not scaled to -1..1
+
+    def __post_init__(self) -> None:
+        require(self.constant_range > 0, f"task.constant_range must be above 0, but is {self.constant_range}.")
+        data_format = FORMATS[self.dataset.format]
+        if data_format.action_space is not None:
+            read = data_format.action_space(self.dataset.options)
+            require(
+                self.action_space == read,
+                f"task.action_space is {self.action_space!r}, but the demonstrations are read as {read!r} actions: "
+                f"task.dataset.options.action_mode must say the same.",
+            )
 
 
 @dataclass(frozen=True)
@@ -139,8 +153,11 @@ def load_demonstrations(
     data_format = FORMATS[task.dataset.format]
     options = dict(task.dataset.options) | ({"memory_map": True} if task.dataset.memory_map else {})
     buffer = data_format.read(resolved.path, sorted(columns), **options)
-    said = data_format.environment(resolved.path) if data_format.environment and task.env.from_data else {}
-    return Demonstrations(buffer, resolved, {name: said[name] for name in task.env.from_data if name in said})
+    asked = task.env.from_data if task.env else []
+    said: dict[str, Any] = {}
+    if data_format.environment is not None and asked:
+        said = data_format.environment(resolved.path, task.dataset.options)
+    return Demonstrations(buffer, resolved, {name: said[name] for name in asked if name in said})
 
 
 def find_demonstrations(
@@ -205,9 +222,18 @@ def env_for_data(env: EnvConfig, environment: Mapping[str, Any]) -> EnvConfig:
     Args:
         env: the environment of the task.
         environment: `Demonstrations.environment`, or what a checkpoint's metadata kept of it.
+
+    Raises:
+        ConfigurationError: the task itself gives one of these arguments another value.
     """
     said = {name: environment[name] for name in env.from_data if name in environment}
-    return replace(env, kwargs={**said, **env.kwargs})
+    for name in sorted(set(said) & set(env.kwargs)):
+        require(
+            env.kwargs[name] == said[name],
+            f"task.env.kwargs.{name} is {env.kwargs[name]!r:.100}, but the demonstrations say {said[name]!r:.100}: "
+            f"leave it out, or take {name} out of task.env.from_data.",
+        )
+    return replace(env, kwargs={**env.kwargs, **said})
 
 
 def make_env_factory(env: EnvConfig, max_steps: int, render: bool = False) -> Callable[[], gym.Env[Any, Any]]:
@@ -232,7 +258,7 @@ def make_env_factory(env: EnvConfig, max_steps: int, render: bool = False) -> Ca
     except (gym.error.Error, ImportError) as error:
         raise ConfigurationError(
             f"The environment {env.id!r} cannot be made: {error}. Run from the repository root and install the "
-            "simulators: pip install -c constraints.txt -e '.[sim,mujoco]'."
+            "simulators: pip install -c constraints.txt -e '.[all]'."
         ) from error
     return partial(gym.make, env.id, max_episode_steps=max_steps, disable_env_checker=True, **kwargs)
 

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = {"drift_policy", "envs", "image_gen", "benchmarks", "examples", "tests"}
 ENTRY_SCRIPTS = ("train_policy.py", "eval_policy.py")
-SOURCES = sorted([*ROOT.glob("drift_policy/**/*.py"), *ROOT.glob("envs/**/*.py"), *(ROOT / s for s in ENTRY_SCRIPTS)])
+PACKAGES = ("drift_policy", "envs", "image_gen")
+SOURCES = sorted([*(path for p in PACKAGES for path in (ROOT / p).rglob("*.py")), *(ROOT / s for s in ENTRY_SCRIPTS)])
 CORE_PACKAGES = {"torch", "numpy", "einops", "safetensors", "omegaconf"}
 EXECUTING_MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 
@@ -77,7 +78,11 @@ def picture_entries() -> list[str]:
 
 @pytest.mark.parametrize(
     ("package", "allowed"),
-    [("drift_policy", {"drift_policy"}), ("envs", {"envs", "drift_policy"})],
+    [
+        ("drift_policy", {"drift_policy"}),
+        ("envs", {"envs", "drift_policy"}),
+        ("image_gen", {"image_gen", "drift_policy"}),
+    ],
 )
 def test_imports_point_one_way(package: str, allowed: set[str]) -> None:
     paths = sorted((ROOT / package).rglob("*.py"))
@@ -96,6 +101,12 @@ def test_the_mathematics_needs_torch_alone() -> None:
     for path in paths:
         for name in imports_of(path):
             assert name.split(".")[0] in allowed or name.startswith("drift_policy.drift"), f"{relative(path)}: {name}"
+
+
+def test_images_use_the_mathematics_and_never_the_policies() -> None:
+    policies = re.compile(r"drift_policy\.(policy|heads|networks|encoders|runtime|evaluation|task|serialization)")
+    for path in sorted((ROOT / "image_gen").rglob("*.py")):
+        assert [name for name in imports_of(path) if policies.match(name)] == [], relative(path)
 
 
 @pytest.mark.parametrize("folder", ["heads", "networks", "encoders"])

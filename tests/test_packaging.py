@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Import names of the extras that nothing in the core dependencies imports either.
 EXTRAS = (
     "hydra,zarr,numcodecs,numba,requests,platformdirs,rich,matplotlib,imageio,scipy,gymnasium,diffusers,"
-    "accelerate,h5py,mujoco,gymnasium_robotics,gym_pusht,pymunk,pygame,cv2,huggingface_hub,wandb,tensorboard,envs,"
-    "image_gen"
+    "accelerate,h5py,mujoco,gymnasium_robotics,robosuite,pybullet,gym_pusht,pymunk,pygame,cv2,huggingface_hub,wandb,"
+    "tensorboard,pyarrow,msgpack,sklearn,PIL,transformers,torchmetrics,onnx,onnxruntime,websockets,envs,image_gen"
 )
 PREDICT = """
 import sys

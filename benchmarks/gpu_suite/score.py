@@ -17,21 +17,21 @@ from statistics import mean
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from benchmarks.gpu_suite.command import positive_integer, run_program
 from benchmarks.gpu_suite.pieces import read_pieces
-from drift_policy.config import parse_config
 from drift_policy.errors import CheckpointError
 from drift_policy.evaluation.rollout import EvaluationConfig, rollout
 from drift_policy.evaluation.statistics import mean_interval, success_interval
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.policy import Policy, build_policy
 from drift_policy.policy_config import policy_config_from_mapping
-from drift_policy.task import EnvConfig, make_env_factory
+from drift_policy.task import make_env_factory
+from drift_policy.task_files import task_env
 
 ROOT = Path(__file__).parents[2]
+TASKS = ROOT / "configs" / "task"
 TARGET_SCORE = 0.85
 
 
@@ -63,23 +63,11 @@ def rebuild_policy(record: dict[str, Any], tensors: dict[str, Tensor], prefix: s
     return policy.eval()
 
 
-def task_env(task: object) -> EnvConfig:
-    """Return the environment of a task from its file: a record only names it.
-
-    Raises:
-        CheckpointError: there is no such task.
-    """
-    known = {file.stem: file for file in sorted((ROOT / "configs" / "task").glob("*.yaml"))}
-    if not isinstance(task, str) or task not in known:
-        raise CheckpointError(f"The policy was trained on the task {task!r}, which is not one of {', '.join(known)}.")
-    return parse_config(EnvConfig, OmegaConf.load(known[task]).env, "task.env")
-
-
 def score_checkpoint(
     policy: Policy, run: dict[str, Any], entry: dict[str, Any], config: EvaluationConfig
 ) -> dict[str, Any]:
     """Roll a policy out and return the row of its checkpoint."""
-    env = task_env(policy.metadata.get("task"))
+    env = task_env(TASKS, policy.metadata.get("task"))
     result = rollout(policy, make_env_factory(env, config.step_limit), config)
     print(
         f"seed {run['seed']}, step {entry['step']}, after {entry['seconds']:.0f} s: "

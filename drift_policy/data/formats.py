@@ -1,10 +1,14 @@
 """The formats that demonstrations come in: how each is read, counted, and asked about the environment."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from drift_policy.data.readers.kitchen_mjl import count_kitchen_mjl, read_kitchen_mjl
+from drift_policy.data.readers.kitchen_numpy import count_kitchen_numpy, read_kitchen_numpy
+from drift_policy.data.readers.lerobot import count_lerobot, read_lerobot
+from drift_policy.data.readers.minari import count_minari, read_minari
 from drift_policy.data.readers.npz import count_npz, read_npz
 from drift_policy.data.readers.robomimic import count_robomimic, describe_robomimic, read_robomimic
 from drift_policy.data.readers.zarr import count_zarr, read_zarr
@@ -19,22 +23,36 @@ class DataFormat:
     count: Callable[[Path], tuple[int, int]]  # (episodes, steps) of a file or folder
     options: tuple[str, ...] = ()  # keyword arguments of `read` that task.dataset.options may give
     memory_map: bool = False  # whether `read` takes memory_map=True
-    # What a file says about the environment it was recorded in, as keyword arguments (see task.EnvConfig.from_data).
-    environment: Callable[[Path], dict[str, Any]] | None = None
+    # What a file, read with these options, says about the environment it was recorded in, as keyword arguments (see
+    # task.EnvConfig.from_data).
+    environment: Callable[[Path, Mapping[str, Any]], dict[str, Any]] | None = None
+    # What the action numbers mean when read with these options; task.action_space must say the same.
+    action_space: Callable[[Mapping[str, Any]], str] | None = None
 
 
-def _robomimic_environment(path: Path) -> dict[str, Any]:
-    return {"env_args": asdict(describe_robomimic(path).environment)}
+def _robomimic_environment(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    environment = asdict(describe_robomimic(path).environment)
+    return {"env_args": environment, "action_mode": _robomimic_action_mode(options)}
+
+
+def _robomimic_action_mode(options: Mapping[str, Any]) -> str:
+    mode: str = options.get("action_mode", "delta")
+    return mode
 
 
 FORMATS: dict[str, DataFormat] = {
     "zarr": DataFormat(read_zarr, count_zarr, memory_map=True),
     "npz": DataFormat(read_npz, count_npz),
+    "lerobot": DataFormat(read_lerobot, count_lerobot, options=("image_size",), memory_map=True),
     "robomimic": DataFormat(
         read_robomimic,
         count_robomimic,
         options=("action_mode", "filter_key"),
         memory_map=True,
         environment=_robomimic_environment,
+        action_space=_robomimic_action_mode,
     ),
+    "minari": DataFormat(read_minari, count_minari),
+    "kitchen_numpy": DataFormat(read_kitchen_numpy, count_kitchen_numpy),
+    "kitchen_mjl": DataFormat(read_kitchen_mjl, count_kitchen_mjl, options=("robot_noise_ratio",)),
 }

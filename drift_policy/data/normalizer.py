@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from drift_policy.errors import CheckpointError, ConfigurationError, DataError
 
 # Dimensions whose range is below this are constant: they are centred, and dividing by their range would amplify noise.
-CONSTANT_RANGE = 1e-4
+CONSTANT_RANGE = 1e-4  # a task may ask for another
 
 
 class Normalizer(nn.Module):
     """Affine maps between the units of the demonstrations and [-1, 1], one for each key and dimension.
 
-    Dimensions whose range in the data is below 1e-4 are centred at zero and not scaled, as Diffusion Policy does.
+    Dimensions whose range in the data is below 1e-4, or what `fit` was given, are centred at zero and not scaled, as
+    Diffusion Policy does.
 
     Args:
         sizes: key -> number of dimensions. The maps are undefined until `fit` or `load_state_dict`.
@@ -35,8 +36,12 @@ class Normalizer(nn.Module):
         self.is_fitted = False
 
     @classmethod
-    def fit(cls, arrays: Mapping[str, np.ndarray | Tensor]) -> "Normalizer":
+    def fit(cls, arrays: Mapping[str, np.ndarray | Tensor], *, constant_range: float = CONSTANT_RANGE) -> "Normalizer":
         """Return the normaliser that maps the range of each array [N, D] to [-1, 1].
+
+        Args:
+            arrays: key -> numbers [N, D].
+            constant_range: dimensions with a smaller range are not scaled.
 
         Raises:
             DataError: an array that is not [N, D] with N > 0, or holds a non-finite number.
@@ -50,7 +55,7 @@ class Normalizer(nn.Module):
         normalizer = cls({key: tensor.shape[1] for key, tensor in tensors.items()})
         for key, tensor in tensors.items():
             low, high = tensor.amin(dim=0), tensor.amax(dim=0)
-            constant = high - low < CONSTANT_RANGE
+            constant = high - low < constant_range
             scale = 2.0 / torch.where(constant, 2.0, high - low)
             centre = torch.where(constant, low, (low + high) / 2)
             getattr(normalizer, f"scale_{key}").copy_(scale)

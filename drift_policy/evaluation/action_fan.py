@@ -83,6 +83,7 @@ def _draw(axis: Axes, frame: NDArray[Any], samples: NDArray[Any], now: int, scen
             axis.plot(sample[:, :2], color=colour, alpha=0.5, linewidth=0.8)
         axis.axvline(now, color="black", linewidth=0.8)
         axis.set_xlabel("step of the chunk")
+        axis.set_ylabel("first two numbers of the action")
         return
     axis.imshow(frame, extent=(0, scene, scene, 0), alpha=0.75)
     for sample, colour in zip(samples, colours, strict=True):

@@ -2,25 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from drift_policy.config import parse_config
 from drift_policy.device import choose_device
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.action_fan import picture_action_fan
+from drift_policy.evaluation.offline import evaluate_offline, open_loop_manifest, windows_to_evaluate
+from drift_policy.evaluation.open_loop import OpenLoopResult
 from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout
 from drift_policy.evaluation.video import film_rollouts
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
 from drift_policy.serialization import load_policy, resolve_checkpoint
-from drift_policy.task import EnvConfig, TaskConfig, env_for_data, make_env_factory
+from drift_policy.task import EnvConfig, TaskConfig, env_for_data, load_demonstrations, make_env_factory
+from drift_policy.task_files import load_task
 
 SCRIPT = "eval_policy.py"
 
@@ -35,6 +37,8 @@ class EvalConfig:
     device: str = "cpu"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
     output: str | None = None  # folder of the results; null is the folder eval/ beside the checkpoint
     video_episodes: int = 0  # episodes to film; 0 is no film
+    data_path: str | None = None  # tasks without environment: demonstrations to measure on, instead of the task's
+    allow_download: bool = True  # tasks without environment: whether demonstrations may be fetched from their site
     plugins: list[str] = field(default_factory=list)  # modules to import first, for example image backbones of yours
 
     def __post_init__(self) -> None:
@@ -42,11 +46,14 @@ class EvalConfig:
             raise ConfigurationError(f"video_episodes must not be negative, but is {self.video_episodes}.")
 
 
-def evaluate(config: EvalConfig, tasks: Path, overrides: Sequence[str], console: Console) -> RolloutResult:
+def evaluate(
+    config: EvalConfig, tasks: Path, overrides: Sequence[str], console: Console
+) -> RolloutResult | OpenLoopResult:
     """Evaluate a checkpoint and write manifest.json.
 
-    The environment always comes from a task file of the installation: a checkpoint only names its task, since an
-    environment that it could choose itself would be code that it could choose.
+    A task without an environment is measured in open loop on its demonstrations (see `offline`). An environment always
+    comes from a task file of the installation: a checkpoint only names its task, since an environment that it could
+    choose itself would be code that it could choose.
 
     Args:
         config: the whole configuration.
@@ -60,16 +67,23 @@ def evaluate(config: EvalConfig, tasks: Path, overrides: Sequence[str], console:
     import_plugins(config.plugins)
     folder = resolve_checkpoint(config.ckpt)
     policy = load_policy(folder, choose_device(config.device))
-    env = env_of_checkpoint(policy, config.task.env if config.task else _trained_env(policy, folder, tasks))
-    console.print(f"policy   {folder}, trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
-    result = evaluate_checkpoint(policy, env, config.evaluation, console)
+    task = _trained_task(policy, folder, tasks) if config.task is None else config.task
     output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
-    manifest = {
+    console.print(f"policy   {folder}, trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
+    facts = {
         **describe_run(SCRIPT, overrides),
         "checkpoint": {**policy.metadata, "folder": folder.name, "policy": policy.config.to_mapping()},
-        "evaluation": evaluation_manifest(policy, env, result, config.evaluation),
     }
-    write_json(output / "manifest.json", manifest)
+    if task.env is None:
+        return _evaluate_open_loop(policy, task, config, facts, output, console)
+    if config.data_path is not None:
+        raise ConfigurationError(
+            f"data_path is for tasks without an environment, but {task.name} has {task.env.id}: leave it out."
+        )
+    env = env_of_checkpoint(policy, task.env)
+    result = evaluate_checkpoint(policy, env, config.evaluation, console)
+    facts["evaluation"] = evaluation_manifest(policy, env, result, config.evaluation)
+    write_json(output / "manifest.json", facts)
     if config.video_episodes:
         write_artifacts(policy, env, config.evaluation, output, config.video_episodes, console)
     console.print(f"written  {output / 'manifest.json'}", highlight=False)
@@ -109,7 +123,7 @@ def evaluate_checkpoint(policy: Policy, env: EnvConfig, config: EvaluationConfig
     phases = [(f"p{number}", result.phase(number)) for number in range(1, env.phases + 1)]
     for label, interval in ((f"highest {name}", result.score), ("success", result.success), *phases):
         table.add_row(label, f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
-    table.add_row("decision p50 / p99 [ms]", f"{result.latency(50):.2f}", f"{result.latency(99):.2f}")
+    table.add_row("decision p50 / p99, ms", f"{result.latency(50):.2f}", f"{result.latency(99):.2f}")
     console.print(table)
     return result
 
@@ -147,15 +161,35 @@ def write_artifacts(
     console.print(f"pictures {folder}: {written}", highlight=False)
 
 
-def _trained_env(policy: Policy, folder: Path, tasks: Path) -> EnvConfig:
-    """Return the environment of the task that the checkpoint names, from its task file."""
+def _evaluate_open_loop(
+    policy: Policy, task: TaskConfig, config: EvalConfig, facts: dict[str, Any], output: Path, console: Console
+) -> OpenLoopResult:
+    """Measure the action error of a task without an environment and write it with `facts` to manifest.json."""
+    if config.video_episodes:
+        raise ConfigurationError(f"The task {task.name} has no environment to film: leave video_episodes out.")
+    demonstrations = load_demonstrations(
+        task, config.data_path, config.allow_download, partial(console.print, highlight=False)
+    )
+    windows = windows_to_evaluate(policy, task, demonstrations, console)
+    ends = demonstrations.buffer.episode_ends
+    result = evaluate_offline(policy, windows, ends, config.evaluation, output, console)
+    facts |= {
+        "data": demonstrations.describe(task.dataset.name),
+        "evaluation": None,  # there is no environment
+        "open_loop": open_loop_manifest(policy, result, config.evaluation),
+    }
+    write_json(output / "manifest.json", facts)
+    console.print(f"written  {output / 'manifest.json'}", highlight=False)
+    return result
+
+
+def _trained_task(policy: Policy, folder: Path, tasks: Path) -> TaskConfig:
+    """Return the task that the checkpoint names, from its task file."""
     task = policy.metadata.get("task")
-    known = {file.stem: file for file in sorted(tasks.glob("*.yaml"))}
-    if task not in known:
-        raise CheckpointError(
-            f"{folder} was trained on the task {task!r}, which is not one of {', '.join(known)}: give task=<name>."
-        )
-    return parse_config(EnvConfig, OmegaConf.load(known[task]).env, "task.env")
+    try:
+        return load_task(tasks, task)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} cannot be evaluated by itself. {error} Give task=<name>.") from error
 
 
 def _default_output(ckpt: str, folder: Path) -> Path:

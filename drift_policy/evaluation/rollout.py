@@ -189,9 +189,14 @@ def check_spaces(policy: Policy, envs: VectorEnv) -> None:
             )
 
 
+def episode_generator(policy_seed: int, episode: int) -> torch.Generator:
+    """Return the source of the policy's noise in an episode, given the episode's seed or number."""
+    state = np.random.SeedSequence([policy_seed, episode]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state))
+
+
 def _new_slot(index: int, seed: int, config: EvaluationConfig) -> _Slot:
-    state = np.random.SeedSequence([config.policy_seed, seed]).generate_state(1, np.uint64)[0]
-    return _Slot(index, seed, torch.Generator().manual_seed(int(state)))
+    return _Slot(index, seed, episode_generator(config.policy_seed, seed))
 
 
 def _decide(

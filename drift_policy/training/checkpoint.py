@@ -1,8 +1,10 @@
-"""Checkpoints of a run: the last one with everything a bit-exact resume needs, and the best ones by rollout score.
+"""Checkpoints of a run: the last one with everything a bit-exact resume needs, and the best ones.
+
+The best are those with the highest score of rollouts or, without an environment, the lowest held-out action error.
 
 Folders below <run>/checkpoints/:
     last/             config.json, model.safetensors (EMA weights), training.safetensors, training.json
-    step_<number>/    config.json, model.safetensors of the best rollouts
+    step_<number>/    config.json, model.safetensors of the best
     index.json        which folder is the last and which the best
 """
 
@@ -64,12 +66,14 @@ class CheckpointStore:
     Args:
         run_dir: the folder of the run.
         keep_best: how many scored checkpoints stay on disk.
+        lowest_is_best: whether scores are errors.
     """
 
-    def __init__(self, run_dir: Path, keep_best: int) -> None:
+    def __init__(self, run_dir: Path, keep_best: int, *, lowest_is_best: bool = False) -> None:
         self._folder = run_dir / "checkpoints"
         self._index = run_dir / INDEX_FILE
         self._keep_best = keep_best
+        self._lowest_is_best = lowest_is_best
 
     def has_last(self) -> bool:
         """Whether there is a checkpoint to resume from."""
@@ -133,7 +137,7 @@ class CheckpointStore:
             UserError: the disk is full.
         """
         row = ScoredCheckpoint(f"step_{state.step:08d}", state.step, score)
-        table = sorted([*state.best, row], key=lambda entry: entry.score, reverse=True)
+        table = sorted([*state.best, row], key=lambda entry: entry.score, reverse=not self._lowest_is_best)
         kept, dropped = table[: self._keep_best], table[self._keep_best :]
         with full_disk_is_user_error(self._folder / LAST):
             if row in kept:

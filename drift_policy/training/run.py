@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -16,6 +17,7 @@ from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, RunStoppedError
 from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_manifest, write_artifacts
+from drift_policy.evaluation.offline import HELD_OUT, evaluate_offline, open_loop_manifest
 from drift_policy.evaluation.rollout import EvaluationConfig, rollout
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.plugins import import_plugins
@@ -70,7 +72,7 @@ def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Pa
     processes = start_processes(choose_device(config.device), config.trainer.sharding)
     if config.trainer.num_threads is not None:
         torch.set_num_threads(config.trainer.num_threads)
-    store = CheckpointStore(run_dir, config.trainer.keep_best)
+    store = CheckpointStore(run_dir, config.trainer.keep_best, lowest_is_best=config.task.env is None)
     with ExitStack() as claim:
         with processes.agreed():
             if processes.is_main:
@@ -91,8 +93,9 @@ def _train(
     say(f"run      {run_dir}")
     with processes.main_first():
         demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
-    env = env_for_data(config.task.env, demonstrations.environment)
-    make_env_factory(env, env.max_steps)  # errors before hours of training, not after
+    env = None if config.task.env is None else env_for_data(config.task.env, demonstrations.environment)
+    if env is not None:
+        make_env_factory(env, env.max_steps)().close()  # errors before hours of training, not after
     say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
     data_facts = demonstrations.describe(config.task.dataset.name)
@@ -100,6 +103,7 @@ def _train(
     with processes.agreed():
         policy, data = build_policy_and_data(config, demonstrations, processes.device)
         say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
+        say(f"choice   checkpoints by {_choice(config, data)}")
         if config.resume:
             check_settings(run_dir, settings)
 
@@ -110,7 +114,8 @@ def _train(
         store=store,
         trackers=[],
         display=TrainingDisplay(config.trainer.num_steps, console),
-        evaluate=_make_evaluate(env, config.rollout) if config.trainer.rollout_every else None,
+        evaluate=_make_evaluate(env, config.rollout) if env and config.trainer.rollout_every else None,
+        choose_by_error=env is None,
         seed=config.seed,
         processes=processes,
         resume=config.resume,
@@ -143,12 +148,21 @@ def _train(
             "samples_per_s": trainer.state.step * config.trainer.batch_size / max(trainer.state.training_s, 1e-9),
             "processes": processes.size,
             "checkpoints": [asdict(entry) for entry in trainer.state.best],
+            "chosen_by": _choice(config, data),
         },
         "policy": {**policy.config.to_mapping(), "parameters": _num_parameters(policy)},
         "config": _course_of_a_run(config),
         "seed": config.seed,
     }
-    _finish(config, env, run_dir, facts, trainer, console)
+    policy = load_policy(run_dir, trainer.policy.device)
+    plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", f"{config.task.name}/{config.name}")
+    if env is not None:
+        _finish(config, env, policy, run_dir, facts, trainer, console)
+    else:
+        _finish_without_env(config, policy, data, demonstrations, run_dir, facts, console)
+    for tracker in trainer.trackers:
+        tracker.finish()
+    say(f"written  {run_dir}: manifest.json, metrics.csv, curves.png, checkpoints/")
 
 
 def build_policy_and_data(
@@ -175,9 +189,10 @@ def build_policy_and_data(
         "action_space": config.task.action_space,
         "data": demonstrations.describe(config.task.dataset.name),
         "environment": demonstrations.environment,
+        HELD_OUT: np.flatnonzero(held_out).tolist(),
     }
     policy = build_policy(policy_config, metadata)
-    policy.set_normalizer(Normalizer.fit(stats))
+    policy.set_normalizer(Normalizer.fit(stats, constant_range=config.task.constant_range))
     validation_set = make_windows(config.task, buffer, held_out, **sizes) if held_out.any() else None
     return policy.to(device), TrainingData(train_set, validation_set, config.task.dataset.memory_map)
 
@@ -220,17 +235,46 @@ def _num_parameters(policy: Policy) -> int:
 
 
 def _finish(
-    config: TrainConfig, env: EnvConfig, run_dir: Path, facts: dict[str, Any], trainer: Trainer, console: Console
+    config: TrainConfig,
+    env: EnvConfig,
+    policy: Policy,
+    run_dir: Path,
+    facts: dict[str, Any],
+    trainer: Trainer,
+    console: Console,
 ) -> None:
     """Evaluate the best checkpoint, write the manifest, then draw and film it."""
-    plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", f"{config.task.name}/{config.name}")
-    policy = load_policy(run_dir, trainer.policy.device)
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     evaluation = evaluation_manifest(policy, env, result, config.evaluation)
     write_json(run_dir / "manifest.json", {**facts, "evaluation": evaluation})
     write_artifacts(policy, env, config.evaluation, run_dir, config.video_episodes, console)
-    for tracker in trainer.trackers:
-        if config.video_episodes:
+    if config.video_episodes:
+        for tracker in trainer.trackers:
             tracker.log_video(trainer.state.step, run_dir / "rollouts.mp4")
-        tracker.finish()
-    console.print(f"written  {run_dir}: manifest.json, metrics.csv, curves.png, checkpoints/", highlight=False)
+
+
+def _finish_without_env(
+    config: TrainConfig,
+    policy: Policy,
+    data: TrainingData,
+    demonstrations: Demonstrations,
+    run_dir: Path,
+    facts: dict[str, Any],
+    console: Console,
+) -> None:
+    """Measure the best checkpoint on the held-out episodes, if there are any, and write the manifest."""
+    open_loop = None
+    if data.validation is not None:
+        ends = demonstrations.buffer.episode_ends
+        result = evaluate_offline(policy, data.validation, ends, config.evaluation, run_dir, console)
+        open_loop = open_loop_manifest(policy, result, config.evaluation)
+    write_json(run_dir / "manifest.json", {**facts, "evaluation": None, "open_loop": open_loop})
+
+
+def _choice(config: TrainConfig, data: TrainingData) -> str:
+    """Say what the best checkpoint is chosen by."""
+    if config.task.env is not None:
+        return "score of rollouts" if config.trainer.rollout_every else "step: the last one, as there are no rollouts"
+    if data.validation is not None:
+        return "held-out action error, as the task has no environment"
+    return "step: the last one, as the task has no environment and no episode is held out"

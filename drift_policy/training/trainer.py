@@ -23,7 +23,7 @@ from drift_policy.training.schedule import batch_indices, learning_rate
 from drift_policy.training.tracking import Tracker
 from drift_policy.training.trainer_config import TrainerConfig
 from drift_policy.training.update import Batch, PolicyUpdate
-from drift_policy.training.validation import Validation
+from drift_policy.training.validation import CHOICE_ERROR, Validation
 
 # Rolls a policy out; the callback is called after each episode.
 Evaluate = Callable[[Policy, Callable[[Episode], None]], RolloutResult]
@@ -54,6 +54,7 @@ class Trainer:
         trackers: where metrics go.
         display: what the user sees.
         evaluate: rolls the averaged policy out, or None to train without rollouts.
+        choose_by_error: keep the checkpoints with the lowest held-out action error; for tasks without an environment.
         seed: of the data order and of the random numbers of every step; seed PyTorch yourself for the first weights.
         processes: who trains together; None is this process alone.
         resume: continue from the last checkpoint.
@@ -73,6 +74,7 @@ class Trainer:
         trackers: list[Tracker],
         display: TrainingDisplay,
         evaluate: Evaluate | None,
+        choose_by_error: bool = False,
         seed: int,
         processes: Processes | None = None,
         resume: bool = False,
@@ -88,6 +90,7 @@ class Trainer:
         self.trackers = trackers
         self._config, self._store, self._display = config, store, display
         self._evaluate = evaluate
+        self._choose_by_error = choose_by_error
         self._processes = processes or Processes(policy.device)
         moments: dict[str, Tensor] = {}
         if resume:  # before the weights may be split over processes
@@ -201,10 +204,13 @@ class Trainer:
     def _validate(self) -> None:
         if self._validation is None:
             return
-        self.ema.gather(self.policy)
+        self._gather_finite()
         if self._processes.is_main:
-            self._track(self._validation.measure(self.ema.policy))
+            metrics = self._validation.measure(self.ema.policy)
+            self._track(metrics)
             self._display.line(self.state.step)
+            if self._choose_by_error:
+                self._store.save_scored(self.ema.policy, self.state, metrics[CHOICE_ERROR])
 
     def _rollout(self, guard: InterruptGuard) -> None:
         if self._evaluate is None:

@@ -111,7 +111,9 @@ class PolicyUpdate:
             ValueError: a sample, the loss or a weight is not finite.
         """
         parts = self._config.gradient_accumulation_steps
-        draws = self.policy.draw(self._config.batch_size, step_generator(step, self._seed))
+        config = self._config
+        generator = step_generator(step, self._seed)
+        draws = self.policy.draw(config.batch_size, generator, observation_noise=config.observation_noise)
         # Dropout is the only part that draws from the default generators; it must not repeat the numbers of `draws`.
         torch.manual_seed((step_seed(step, self._seed) + 1 + self._processes.rank) % 2**63)
         gathered: list[Metrics] = []

@@ -9,6 +9,7 @@ from drift_policy.policy import Policy
 from drift_policy.policy_config import ACTION
 from drift_policy.training.batches import to_device
 
+CHOICE_ERROR = "val/action_mse"  # what checkpoints are chosen by where there is no environment
 _SAMPLES = 4
 
 

@@ -37,5 +37,5 @@ def find_data(name: str, path: str | Path | None, how_to_get: str) -> Path:
         if candidate.is_dir():
             return candidate
     looked = " and ".join(str(candidate) for candidate in candidates)
-    where = "" if path is not None else f" Put it into a folder and set {DATA_VARIABLE} to that folder."
+    where = "" if path is not None else f"\nThe folder around it is then named by {DATA_VARIABLE}, or give its path."
     raise DataError(f"'{name}' was looked for in {looked}, but is not there: {how_to_get}{where}")

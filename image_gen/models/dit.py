@@ -251,9 +251,15 @@ class DiT(nn.Module):
         ):
             if list(value.shape) != expected:
                 raise ValueError(f"{name} must have shape {expected}, but has {list(value.shape)}.")
-        for name, labels in (("class_ids", class_ids), ("noise_labels", noise_labels)):
+        for name, labels, count in (
+            ("class_ids", class_ids, self.config.num_classes),
+            ("noise_labels", noise_labels, max(self.config.noise_classes, 1)),
+        ):
             if labels.is_floating_point():
                 raise ValueError(f"{name} must hold integers, but holds {labels.dtype}.")
+            # Elsewhere the look-up itself fails an assertion on the device; asking here would stall training.
+            if labels.is_cpu and not torch.compiler.is_compiling() and bool(((labels < 0) | (labels >= count)).any()):
+                raise ValueError(f"{name} must be from 0 to {count - 1}, but are {labels.unique().tolist()}.")
 
 
 class Modulation(nn.Module):

@@ -23,6 +23,7 @@ from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import ResolvedData
 from drift_policy.errors import CheckpointError, ConfigurationError, DataError
 from drift_policy.task import Demonstrations
+from drift_policy.task_files import task_env
 from drift_policy.training.run import build_policy_and_data
 from tests.helpers.prepared_data import prepared_demonstrations, write_demonstrations
 
@@ -314,7 +315,7 @@ def test_records_that_do_not_fit_are_refused(trained: Path, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="The checkpoint 5/7 does not fit its policy"):
         score.rebuild_policy(record, tensors, "5/7")
     with pytest.raises(CheckpointError, match=r"task '\.\./x', which is not one of .*pusht, pusht_image"):
-        score.task_env("../x")
+        task_env(score.TASKS, "../x")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"broken\.json is not the record of a training"):
         score.read_training(tmp_path / "broken.json")

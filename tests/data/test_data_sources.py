@@ -206,6 +206,12 @@ def test_a_source_without_an_address(house: House) -> None:
         house.resolve(house.source(url=None, bundled=None))
 
 
+def test_a_source_without_an_address_says_how_to_make_it(house: House) -> None:
+    source = house.source(url=None, bundled=None, hint="Make it with: python -m envs.block_push.collect")
+    with pytest.raises(DataError, match=f"holds {RELATIVE}. Make it with: python -m envs.block_push.collect"):
+        house.resolve(source)
+
+
 def test_a_cache_that_cannot_be_written_is_an_error(house: House) -> None:
     house.bundle()
     house.publish()

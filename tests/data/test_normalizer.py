@@ -65,6 +65,13 @@ def test_constant_dimensions_are_centred_and_not_scaled(centre: float) -> None:
     assert torch.equal(normalizer.unnormalize("x", torch.tensor([0.0, 0.5])), torch.tensor([centre, 0.5]))
 
 
+@pytest.mark.parametrize(("spread", "scaled"), [(0.049, False), (0.051, True)])
+def test_the_range_that_counts_as_constant_can_be_chosen(spread: float, scaled: bool) -> None:
+    normalizer = Normalizer.fit({"x": np.array([[3.0], [3.0 + spread]])}, constant_range=0.05)
+    high = float(normalizer.normalize("x", torch.tensor([3.0 + spread])))
+    assert high == pytest.approx(1.0 if scaled else spread, rel=1e-3)
+
+
 @pytest.mark.parametrize(("spread", "scaled"), [(0.99e-4, False), (1.01e-4, True)])
 def test_ranges_below_a_ten_thousandth_count_as_constant(spread: float, scaled: bool) -> None:
     normalizer = Normalizer.fit({"x": np.array([[0.0], [spread]])})

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ pytest.importorskip("gymnasium_robotics", reason="needs the package `gymnasium-r
 
 from gymnasium_robotics.envs.adroit_hand.adroit_door import AdroitHandDoorEnv  # noqa: E402
 
-from envs.adroit import AdroitDoorEnv, rendering  # noqa: E402
+from envs import rendering  # noqa: E402
+from envs.adroit import AdroitDoorEnv  # noqa: E402
 
 ENV_ID = "drift_policy/AdroitDoor-v0"
 ROOT = Path(__file__).parents[2]
@@ -32,6 +34,13 @@ START = {"qpos": np.linspace(-0.1, 0.1, 30), "qvel": np.linspace(0, 1, 30), "doo
 @pytest.fixture(scope="module")
 def env() -> AdroitDoorEnv:
     return AdroitDoorEnv()
+
+
+@pytest.fixture(autouse=True)
+def backends_are_tried_anew() -> Iterator[None]:
+    rendering._works_once.cache_clear()
+    yield
+    rendering._works_once.cache_clear()
 
 
 def start_with_door_at(angle: float) -> dict[str, Any]:
@@ -122,13 +131,14 @@ def test_actions_outside_the_range_are_clipped(env: AdroitDoorEnv) -> None:
     assert np.array_equal(env.step(action.clip(-1, 1))[0], beyond)
 
 
-@pytest.mark.parametrize(("angle", "success"), [(0.0, False), (1.3, False), (1.45, True)])
-def test_success_is_reward_and_score(angle: float, success: bool) -> None:
+@pytest.mark.parametrize(("angle", "success", "phases"), [(0.0, False, 0), (1.3, False, 1), (1.45, True, 2)])
+def test_success_is_reward_and_score(angle: float, success: bool, phases: int) -> None:
     env = gym.make(ENV_ID)
     env.reset(options=start_with_door_at(angle))
     _, reward, terminated, truncated, info = env.step(np.zeros(28))
     assert (reward, terminated, truncated, info["is_success"]) == (float(success), False, False, success)
     assert info["door_angle"] == pytest.approx(angle, abs=0.02)
+    assert info["n_completed"] == phases
 
     episode = ChunkedEpisode(gym.make(ENV_ID), n_obs_steps=2, n_action_steps=3, max_steps=6)
     episode.reset(options=start_with_door_at(angle))
@@ -164,7 +174,7 @@ def test_a_missing_simulator_is_named_before_training(monkeypatch: pytest.Monkey
         monkeypatch.delitem(sys.modules, name)
     # None is how an import is made to fail.
     monkeypatch.setitem(sys.modules, "gymnasium_robotics.envs.adroit_hand.adroit_door", None)
-    with pytest.raises(ConfigurationError, match=r"AdroitDoor-v0.*gymnasium_robotics.*\[sim,mujoco\]"):
+    with pytest.raises(ConfigurationError, match=r"AdroitDoor-v0.*gymnasium_robotics.*\[all\]"):
         make_env_factory(EnvConfig(id=f"envs:{ENV_ID}"), max_steps=5)
 
 

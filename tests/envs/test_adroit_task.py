@@ -39,7 +39,7 @@ def test_the_real_demonstrations_are_found_and_read() -> None:
 def test_training_and_evaluation_run_end_to_end(tmp_path: Path) -> None:
     pytest.importorskip("mujoco", reason="needs the package `mujoco` of the mujoco extra")
     pytest.importorskip("gymnasium_robotics", reason="needs the package `gymnasium-robotics` of the mujoco extra")
-    from envs.adroit.rendering import WITHOUT_SCREEN, works
+    from envs.rendering import WITHOUT_SCREEN, works
     from tests.helpers.door_demonstrations import write_door_demonstrations
 
     if not any(works(backend) for backend in WITHOUT_SCREEN):
@@ -54,7 +54,7 @@ def test_training_and_evaluation_run_end_to_end(tmp_path: Path) -> None:
     evaluation = json.loads((folder / "eval" / "manifest.json").read_text())["evaluation"]
     assert evaluation["score_name"] == "success"
     assert evaluation["episodes"] == manifest["evaluation"]["episodes"]
-    assert evaluation["episodes"] == [{"seed": 100000, "score": 0.0, "success": False, "steps": 16}]
+    assert evaluation["episodes"] == [{"seed": 100000, "score": 0.0, "success": False, "steps": 16, "completed": 0}]
     assert np.isfinite(evaluation["latency_ms"]["p50"])
 
 

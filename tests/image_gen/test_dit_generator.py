@@ -123,6 +123,8 @@ def test_bfloat16_autocast_stays_close() -> None:
         (0, torch.zeros(4, 3, 8, 6), r"noise must have shape \[4, 3, 8, 8\], but has \[4, 3, 8, 6\]"),
         (1, torch.zeros(3, dtype=torch.long), r"class_ids must have shape \[4\]"),
         (1, torch.zeros(4), "class_ids must hold integers"),
+        (1, torch.tensor([0, 1, 2, 5]), r"class_ids must be from 0 to 4, but are \[0, 1, 2, 5\]"),
+        (3, torch.full((4, 3), -1), "noise_labels must be from 0 to 5"),
         (2, torch.ones(3), r"cfg_scale must have shape \[4\]"),
         (3, torch.zeros(4, 2, dtype=torch.long), r"noise_labels must have shape \[4, 3\]"),
     ],

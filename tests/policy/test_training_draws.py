@@ -117,3 +117,32 @@ def test_batch_scope_couples_the_rows() -> None:
         loss.backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in policy.head.parameters()]))  # type: ignore[union-attr]
     assert not torch.allclose(gradients[0], gradients[1], rtol=0.05)
+
+
+def test_observation_noise_is_drawn_for_numbers_alone_and_after_everything_else() -> None:
+    policy = image_policy("drift")
+    plain, noisy = policy.draw(B, seeded()), policy.draw(B, seeded(), observation_noise=0.1)
+    states = {key for key, spec in policy.config.observations.items() if spec.kind == "state"}
+    assert states and set(noisy) - set(plain) == {f"observation_noise.{key}" for key in states}
+    assert equal(plain, {name: noisy[name] for name in plain}), "an augmentation must not move the other numbers"
+    many = policy.draw(2000, seeded(), observation_noise=0.1)
+    for key in states:
+        value = many[f"observation_noise.{key}"]
+        assert value.shape == (2000, policy.n_obs_steps, *policy.config.observations[key].shape)
+        assert abs(float(value.std()) - 0.1) < 0.01
+
+
+@every_head
+def test_observation_noise_changes_what_is_observed_and_nothing_else(head: str) -> None:
+    policy = tiny_policy(head).train()
+    batch = tiny_batch(policy, B)
+    draws = policy.draw(B, seeded(), observation_noise=0.3)
+    noise = draws["observation_noise.obs"]
+    moved = {**batch, "obs": {"obs": _shifted(policy, batch["obs"]["obs"], noise)}}
+    plain = {name: value for name, value in draws.items() if not name.startswith("observation_noise.")}
+    torch.testing.assert_close(policy.compute_loss(batch, draws)[0], policy.compute_loss(moved, plain)[0])
+    assert not torch.equal(policy.compute_loss(batch, draws)[0], policy.compute_loss(batch, plain)[0])
+
+
+def _shifted(policy: Policy, values: Tensor, noise: Tensor) -> Tensor:
+    return policy.normalizer.unnormalize("obs", policy.normalizer.normalize("obs", values) + noise)

@@ -139,3 +139,12 @@ def test_gathering_the_average_copies_changed_buffers_and_keeps_averaged_weights
     assert torch.equal(weights(averaged), weights_before)
     assert not torch.equal(weights(averaged), weights(policy))
     assert not averaged.training and policy.training
+
+
+def test_observation_noise_is_a_setting_of_the_trainer() -> None:
+    batch = tiny_batch(POLICY, 8)
+    losses = [
+        update_of(deepcopy(POLICY), observation_noise=std)(0, iter([batch]))["loss"] for std in (0.0, 0.0, 0.2, 0.2)
+    ]
+    assert torch.equal(losses[0], losses[1]) and torch.equal(losses[2], losses[3])
+    assert not torch.equal(losses[0], losses[2])

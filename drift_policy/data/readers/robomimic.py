@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from drift_policy.data.memory_map import memory_mapped
-from drift_policy.data.readers.robomimic_actions import convert_actions
-from drift_policy.data.readers.robomimic_environment import RobomimicEnvironment, parse_environment
-from drift_policy.data.readers.robomimic_hdf5 import (
+from drift_policy.data.readers.hdf5 import (
     GET_AGAIN,
     check_numbers,
     child_array,
@@ -31,6 +29,8 @@ from drift_policy.data.readers.robomimic_hdf5 import (
     read_names,
     text_attribute,
 )
+from drift_policy.data.readers.robomimic_actions import convert_actions
+from drift_policy.data.readers.robomimic_environment import RobomimicEnvironment, parse_environment
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.errors import DataError, require
 

@@ -142,7 +142,7 @@ def copy_rows(array: "h5py.Dataset", target: NDArray[Any], start: int, path: Pat
             bad = ~np.isfinite(target[rows]).reshape(block.stop - block.start, -1).all(axis=1)
             raise DataError(
                 f"{path}: '{where}' holds NaN or infinity, first at step {block.start + int(np.argmax(bad))}. Every "
-                "value must be finite: repair this demonstration, or leave it out with a filter key."
+                "value must be finite: repair or remove this demonstration."
             )
 
 

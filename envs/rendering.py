@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import cache
 
 from drift_policy.errors import ConfigurationError
 
@@ -24,7 +25,7 @@ def choose_backend() -> str:
     if given is not None and given not in BACKENDS:
         raise ConfigurationError(f"{BACKEND_VARIABLE} must be one of {', '.join(BACKENDS)}, but is {given!r}.")
     for backend in WITHOUT_SCREEN if given is None else (given,):
-        if works(backend):
+        if _works_once(backend):
             os.environ[BACKEND_VARIABLE] = backend
             return backend
     tried = "neither EGL nor OSMesa works" if given is None else f"{BACKEND_VARIABLE}={given} does not work"
@@ -41,3 +42,9 @@ def works(backend: str) -> bool:
     """
     program = f"from mujoco.{backend} import GLContext; GLContext(8, 8).make_current()"
     return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+@cache
+def _works_once(backend: str) -> bool:
+    """Try a backend once in a process, however many environments it makes."""
+    return works(backend)

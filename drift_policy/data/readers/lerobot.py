@@ -1,0 +1,171 @@
+"""LeRobot data sets, v2.1 and v3.0, read without the lerobot package: parquet files, and videos or images.
+
+A column is called as the feature, such as `observation.state`, `action` or `observation.images.top`. The layouts are
+those of huggingface/lerobot's `LeRobotDataset` (codebase_version in meta/info.json); see lerobot_folder.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+from rich.console import Console
+from rich.progress import Progress
+
+from drift_policy.data.memory_map import memory_mapped
+from drift_policy.data.readers.lerobot_columns import (
+    check_rows,
+    count_rows,
+    read_images,
+    read_numbers,
+    stored_dtype,
+)
+from drift_policy.data.readers.lerobot_folder import (
+    IMAGE,
+    VIDEO,
+    Feature,
+    LerobotFolder,
+    import_parquet,
+    open_folder,
+    video_clips,
+)
+from drift_policy.data.readers.lerobot_video import check_videos_exist, read_video
+from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.errors import DataError, require
+
+
+def read_lerobot(
+    path: str | Path,
+    columns: Sequence[str] | None = None,
+    memory_map: bool = False,
+    cache_dir: str | Path | None = None,
+    *,
+    image_size: Sequence[int] | None = None,
+) -> ReplayBuffer:
+    """Read features of a LeRobot data set as a replay buffer.
+
+    Numbers keep their stored dtype, [N, *shape]. Cameras, stored as images or as videos, become uint8 [N, H, W, 3].
+
+    Args:
+        path: the folder that holds meta/, data/ and, for cameras stored as video, videos/.
+        columns: names of features; None is all numbers and all cameras.
+        memory_map: decode each camera once into a .npy file in the cache and map that file instead of filling RAM.
+        cache_dir: folder of those .npy files; None is `memory_map` in the cache folder.
+        image_size: [height, width] to which camera images are scaled when they are read (antialiased bilinear, as
+            Pillow's `resize` does); a robot must then scale its images alike. None keeps their size.
+
+    Raises:
+        ConfigurationError: an image size that is none, or a package is missing: pyarrow, or imageio-ffmpeg for videos.
+        DataError: the data set or a feature is missing, damaged, incomplete, not finite or of another shape than it
+            says. The message names the file.
+    """
+    import_parquet()
+    size = _checked_size(image_size)
+    folder = open_folder(path)
+    check_rows(folder)
+    if columns is None:
+        columns = [name for name, feature in folder.features.items() if _is_readable(feature)]
+    data = {name: _read_column(folder, name, memory_map, cache_dir, size) for name in columns}
+    return ReplayBuffer(data, np.cumsum([episode.length for episode in folder.episodes]))
+
+
+def count_lerobot(path: str | Path) -> tuple[int, int]:
+    """Return (episodes, steps) of a data set after checking the size of every parquet file.
+
+    Raises:
+        ConfigurationError: pyarrow is not installed.
+        DataError: it is missing, damaged or incomplete.
+    """
+    import_parquet()
+    folder = open_folder(path)
+    count_rows(folder)
+    return len(folder.episodes), folder.n_steps
+
+
+def _read_column(
+    folder: LerobotFolder,
+    name: str,
+    memory_map: bool,
+    cache_dir: str | Path | None,
+    size: tuple[int, int] | None,
+) -> NDArray[Any]:
+    if name not in folder.features:
+        raise DataError(f"{folder.root} has no feature '{name}': its features are {sorted(folder.features)}.")
+    feature = folder.features[name]
+    if feature.dtype not in (IMAGE, VIDEO):
+        numbers = np.empty((folder.n_steps, *feature.shape), stored_dtype(folder, name))
+        read_numbers(folder, name, numbers)
+        return numbers
+    shape = (folder.n_steps, *(size or feature.image_shape[:2]), 3)
+    decode = partial(_decode_camera, folder, name, feature, size, shape)
+    if not memory_map:
+        try:
+            return decode(partial(np.empty, shape))
+        except MemoryError as error:
+            raise DataError(
+                f"{folder.root}: the images of '{name}' need {math.prod(shape) / 1e9:.1f} GB of memory: give the "
+                "task's dataset `memory_map: true`, or its options `image_size: [height, width]`."
+            ) from error
+    label = name if size is None else f"{name}-{size[0]}x{size[1]}"
+    return memory_mapped(folder.root, label, decode, shape, cache_dir, files=_stored_files(folder, name, feature))
+
+
+def _decode_camera(
+    folder: LerobotFolder,
+    name: str,
+    feature: Feature,
+    size: tuple[int, int] | None,
+    shape: tuple[int, ...],
+    allocate: Callable[[DTypeLike], NDArray[Any]],
+) -> NDArray[Any]:
+    """Decode a camera into memory that `allocate` gives for its dtype, with a progress bar."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(f"decoding {name}", total=shape[0])
+        advance = partial(progress.advance, bar)
+        if feature.dtype == VIDEO:
+            clips = video_clips(folder, name)
+            check_videos_exist(clips, name)
+            target = allocate(np.uint8)
+            read_video(folder, name, feature, clips, size, target, advance)
+        else:
+            target = allocate(np.uint8)
+            read_images(folder, name, feature, size, target, advance)
+    return target
+
+
+def _stored_files(folder: LerobotFolder, name: str, feature: Feature) -> list[Path]:
+    """Return the files that the images of a camera depend on."""
+    described = sorted(
+        file for file in (folder.root / "meta").rglob("*") if file.suffix in (".json", ".jsonl", ".parquet")
+    )
+    if feature.dtype == VIDEO:
+        stored = {clip.file for clip in video_clips(folder, name)}
+    else:
+        stored = {episode.file for episode in folder.episodes}
+    # Those that are missing are an error of the decoding, which has the better message.
+    return described + sorted(file for file in stored if file.is_file())
+
+
+def _is_readable(feature: Feature) -> bool:
+    """Whether a feature is a camera or numbers, and not text or sound."""
+    if feature.dtype in (IMAGE, VIDEO):
+        return True
+    try:
+        return np.dtype(feature.dtype).kind in "biuf"
+    except TypeError:
+        return False
+
+
+def _checked_size(image_size: Sequence[int] | None) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    sizes = list(image_size)
+    require(
+        len(sizes) == 2 and all(isinstance(size, int) and size >= 1 for size in sizes),
+        f"image_size must be [height, width], whole numbers of at least 1, but is {sizes}.",
+    )
+    return sizes[0], sizes[1]

@@ -1,0 +1,147 @@
+"""Evaluation of tasks without an environment: the open-loop action error on demonstrations that were held out."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from drift_policy.data.dataset import WindowDataset
+from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.evaluation.open_loop import OpenLoopEpisode, OpenLoopResult, measure_open_loop, picture_open_loop
+from drift_policy.evaluation.rollout import EvaluationConfig
+from drift_policy.policy import Policy
+from drift_policy.task import Demonstrations, TaskConfig, make_windows, observation_specs
+
+HELD_OUT = "held_out_episodes"  # of a checkpoint's metadata
+PICTURE = "open_loop.png"
+
+
+def evaluate_offline(
+    policy: Policy,
+    windows: WindowDataset,
+    episode_ends: NDArray[np.int64],
+    config: EvaluationConfig,
+    folder: Path,
+    console: Console,
+) -> OpenLoopResult:
+    """Measure a policy with a progress bar, print its errors and draw the first episode.
+
+    Args:
+        policy: in evaluation mode.
+        windows: of the episodes to measure on.
+        episode_ends: [E] of the buffer that the windows come from.
+        config: see `measure_open_loop`.
+        folder: where the picture goes.
+        console: where to report.
+    """
+    with Progress(
+        TextColumn("episodes"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        n_episodes = len(np.unique(np.searchsorted(episode_ends, windows.rows[:, -1].cpu().numpy(), side="right")))
+        bar = progress.add_task("episodes", total=min(config.n_episodes, n_episodes))
+
+        def on_episode(_: OpenLoopEpisode) -> None:
+            progress.advance(bar)
+
+        result = measure_open_loop(policy, windows, episode_ends, config, on_episode)
+    console.print(_table(result))
+    picture_open_loop(result.episodes[0], folder / PICTURE)
+    console.print(f"picture  {folder / PICTURE}", highlight=False)
+    return result
+
+
+def windows_to_evaluate(
+    policy: Policy, task: TaskConfig, demonstrations: Demonstrations, console: Console
+) -> WindowDataset:
+    """Cut the episodes that a checkpoint did not train on: those held out, or all of other demonstrations.
+
+    Raises:
+        CheckpointError: the checkpoint belongs to another task, or its metadata are damaged.
+        ConfigurationError: the demonstrations are those of the training, and none was held out.
+    """
+    buffer = demonstrations.buffer
+    trained_on = policy.metadata.get("data")
+    mask = np.ones(buffer.n_episodes, bool)
+    if isinstance(trained_on, dict) and trained_on.get("sha256") == buffer.content_hash():
+        held_out = policy.metadata.get(HELD_OUT, [])
+        if not isinstance(held_out, list) or not all(
+            type(number) is int and 0 <= number < buffer.n_episodes for number in held_out
+        ):
+            raise CheckpointError(f"metadata.{HELD_OUT} of the checkpoint must be a list of episode numbers.")
+        if not held_out:
+            raise ConfigurationError(
+                "The policy was trained on every episode of these demonstrations: there is nothing to measure it on. "
+                "Give others with data_path=..., or train with trainer.val_ratio=0.02."
+            )
+        mask = np.isin(np.arange(buffer.n_episodes), held_out)
+        console.print(f"data     {mask.sum()} episodes that were held out from training", highlight=False)
+    else:
+        console.print(
+            f"data     all {buffer.n_episodes} episodes: these are not the demonstrations of the training",
+            highlight=False,
+        )
+    windows = make_windows(
+        task,
+        buffer,
+        mask,
+        horizon=policy.horizon,
+        n_obs_steps=policy.n_obs_steps,
+        n_action_steps=policy.n_action_steps,
+    )
+    found = {key: spec.shape for key, spec in observation_specs(task, windows).items()}
+    wanted = {key: spec.shape for key, spec in policy.config.observations.items()}
+    if found != wanted or windows.action.shape[1] != policy.action_dim:
+        raise CheckpointError(
+            f"The policy observes {wanted} and commands {policy.action_dim} numbers, but the task {task.name!r} has "
+            f"{found} and {windows.action.shape[1]}: the checkpoint belongs to another task."
+        )
+    return windows
+
+
+def open_loop_manifest(policy: Policy, result: OpenLoopResult, config: EvaluationConfig) -> dict[str, Any]:
+    """Return what a manifest records of a measurement, every episode included."""
+    return {
+        "action_error": result.action_error.to_mapping(),
+        "action_mse": result.action_mse.to_mapping(),
+        "error_of_numbers": [float(error) for error in result.error_of_numbers],
+        "network_evaluations": policy.num_evaluations,
+        "latency_ms": {"p50": result.latency(50), "p99": result.latency(99), "decisions": len(result.latency_ms)},
+        "noise_scale": policy.config.noise_scale if config.noise_scale is None else config.noise_scale,
+        "protocol": {name: asdict(config)[name] for name in ("n_episodes", "policy_seed")},
+        "episodes": [
+            {
+                "episode": episode.episode,
+                "decisions": len(episode.predicted),
+                "action_error": episode.action_error,
+                "action_mse": episode.action_mse,
+            }
+            for episode in result.episodes
+        ],
+    }
+
+
+def _table(result: OpenLoopResult) -> Table:
+    n_decisions = sum(len(episode.predicted) for episode in result.episodes)
+    table = Table(title=f"open loop on {len(result.episodes)} episodes, {n_decisions} decisions")
+    table.add_column("")
+    table.add_column("mean", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for label, interval in (
+        ("action error, in units of the data", result.action_error),
+        ("squared error, normalised", result.action_mse),
+    ):
+        table.add_row(label, f"{interval.mean:.4g}", f"{interval.low:.4g} to {interval.high:.4g}")
+    worst = int(np.argmax(result.error_of_numbers))
+    table.add_row(f"largest error: action[{worst}]", f"{result.error_of_numbers[worst]:.4g}", "")
+    table.add_row("decision p50 / p99, ms", f"{result.latency(50):.2f}", f"{result.latency(99):.2f}")
+    return table

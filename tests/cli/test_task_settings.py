@@ -1,0 +1,48 @@
+"""Settings of a task: they lie over those of policy and trainer, and the command line lies over them."""
+
+from collections.abc import Iterator
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from drift_policy.cli import resolved
+from drift_policy.config import parse_config
+from drift_policy.training.config import TrainConfig
+from tests.helpers.programs import ROOT
+
+TASKS = sorted(file.stem for file in (ROOT / "configs" / "task").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def config_folder() -> Iterator[None]:
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> TrainConfig:
+    return parse_config(TrainConfig, resolved(compose("train", [*overrides, "name=test"])))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_composes_with_the_settings_it_has(task: str) -> None:
+    assert composed(f"task={task}").task.name == task
+
+
+def test_settings_of_a_task_name_a_task() -> None:
+    assert {file.stem for file in (ROOT / "configs" / "for_task").glob("*.yaml")} <= set(TASKS)
+
+
+def test_a_task_says_how_long_it_is_trained() -> None:
+    door = composed("task=adroit_door").trainer
+    assert (door.num_steps, door.observation_noise, door.rollout_every) == (5000, 0.05, 1000)
+    assert composed("task=adroit_door", "policy=diffusion").trainer.num_steps == 5000
+    assert composed("task=adroit_door", "trainer.num_steps=7").trainer.num_steps == 7
+    assert composed("task=pusht").trainer.observation_noise == 0
+
+
+def test_the_noise_of_a_task_is_that_of_the_drift_policies_alone() -> None:
+    assert composed("task=adroit_door").policy["noise_scale"] == 0.0
+    assert composed("task=adroit_door", "policy=drift_unet").policy["noise_scale"] == 0.0
+    assert composed("task=adroit_door", "policy=flow").policy["noise_scale"] == 1.0
+    assert composed("task=pusht").policy["noise_scale"] == 0.5
+    assert composed("task=adroit_door", "policy.noise_scale=0.25").policy["noise_scale"] == 0.25

@@ -1,0 +1,77 @@
+"""What the pages in docs/ tell users to do works: code is run, files are used, links lead somewhere."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+pytest.importorskip("h5py", reason="needs the package h5py of the hdf5 extra")
+pytest.importorskip("pyarrow", reason="needs the package pyarrow of the lerobot extra")
+
+from drift_policy.config import parse_config
+from drift_policy.data.formats import FORMATS
+from drift_policy.data.readers.zarr import read_zarr
+from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.data.zarr_writer import write_zarr
+from drift_policy.task import DatasetConfig, TaskConfig
+from tests.helpers.documents import blocks, run_page
+from tests.helpers.lerobot_folders import write_v30
+from tests.helpers.programs import ROOT
+
+SIZES = {"joints": 6, "gripper": 1, "action": 7}
+PAGES = ("your_own_data.md", "add_a_task.md")
+
+
+def test_your_own_data_from_recordings_to_actions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_v30(tmp_path / "recordings", video=True)
+    rng = np.random.default_rng(1)
+    recorded = {name: rng.uniform(size=(60, size)).astype(np.float32) for name, size in SIZES.items()}
+    recorded["wrist"] = rng.integers(256, size=(60, 96, 96, 3), dtype=np.uint8)
+    write_zarr(tmp_path / "tuesday.zarr", ReplayBuffer(recorded, np.array([20, 40, 60])))
+    run_page("your_own_data.md", tmp_path, monkeypatch)
+    written = read_zarr(tmp_path / "my_robot.zarr")
+    for name in ("joints", "gripper", "action"):
+        assert np.array_equal(read_zarr(tmp_path / "plain.zarr").data[name], written.data[name])
+    hdf5 = FORMATS["robomimic"].read(tmp_path / "my_robot.hdf5", ["joints", "wrist", "action"])
+    assert np.array_equal(hdf5.episode_ends, written.episode_ends)
+    assert np.array_equal(hdf5.data["wrist"], written.data["wrist"])
+    run = tmp_path / "runs/my_robot/drift_seed0"
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["evaluation"] is None and manifest["open_loop"]["episodes"]
+    last = json.loads((run / "eval/manifest.json").read_text())["open_loop"]
+    assert last["noise_scale"] == 0.0 and [episode["episode"] for episode in last["episodes"]] == [0, 1]
+
+
+def test_the_example_of_adding_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_page("add_a_task.md", tmp_path, monkeypatch)
+    run = tmp_path / "runs/reach/drift_seed0"
+    for file in (run / "manifest.json", run / "eval/manifest.json"):
+        evaluation = json.loads(file.read_text())["evaluation"]
+        assert evaluation["score_name"] == "closeness" and len(evaluation["episodes"]) == 2
+    assert (run / "action_fan.png").is_file()
+
+
+def test_other_entries_for_the_data_set_are_valid() -> None:
+    entries = [block.text for block in blocks("your_own_data.md") if block.title == "dataset"]
+    formats = [parse_config(DatasetConfig, OmegaConf.create(entry)).format for entry in entries]
+    assert formats == ["robomimic", "lerobot"]
+
+
+def test_the_example_of_a_real_robot_is_a_task_without_an_environment() -> None:
+    text = (ROOT / "configs/task/g1_bottle.yaml").read_text()
+    task = parse_config(TaskConfig, OmegaConf.create(text))
+    assert task.env is None and task.dataset.format == "lerobot"
+    camera = "\n".join(line[2:] for line in text.splitlines() if line.startswith("#   "))
+    observations = {**OmegaConf.to_container(OmegaConf.load(ROOT / "configs/task/g1_bottle.yaml"))["observations"]}
+    observations |= OmegaConf.to_container(OmegaConf.create(camera))
+    with_camera = {**OmegaConf.to_container(OmegaConf.create(text)), "observations": observations}
+    assert parse_config(TaskConfig, with_camera).observations["image"].crop == [108, 144]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "table7.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "docs" / page).read_text())
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []

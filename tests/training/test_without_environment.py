@@ -1,0 +1,168 @@
+"""A task without an environment, as on a real robot: checkpoints and scores by the held-out action error."""
+
+import csv
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from drift_policy.data.zarr_writer import write_zarr
+from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.evaluation.evaluate import EvalConfig, evaluate
+from drift_policy.evaluation.open_loop import OpenLoopResult, measure_open_loop
+from drift_policy.evaluation.rollout import EvaluationConfig
+from drift_policy.serialization import load_policy
+from drift_policy.task import TaskConfig, make_windows
+from drift_policy.training.config import TrainConfig
+from drift_policy.training.run import train
+from tests.helpers.documents import run_command
+from tests.helpers.point_task import point_demonstrations, point_task, point_training
+from tests.helpers.training_runs import assert_same_state, press_ctrl_c, stop_before_step
+
+QUIET = Console(quiet=True)
+
+
+def robot_task() -> TaskConfig:
+    return replace(point_task(), env=None)
+
+
+def robot_training(folder: Path, **changes: Any) -> TrainConfig:
+    return point_training(folder, task=robot_task(), **changes)
+
+
+def evaluated(run: Path, **changes: Any) -> tuple[OpenLoopResult, dict[str, Any]]:
+    settings = {"task": robot_task(), "data_path": str(run.parents[2] / "point.zarr"), **changes}
+    result = evaluate(EvalConfig(str(run), EvaluationConfig(), **settings), run, [], QUIET)
+    assert isinstance(result, OpenLoopResult)
+    return result, json.loads((run / "eval" / "manifest.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("robot")
+    return train(robot_training(folder, video_episodes=8), [], QUIET)
+
+
+def test_the_best_checkpoint_has_the_lowest_held_out_error(run: Path) -> None:
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    errors = {int(row["step"]): float(row["val/action_mse"]) for row in rows if row["val/action_mse"]}
+    index = json.loads((run / "checkpoints" / "index.json").read_text())
+    assert len(errors) == 2 and not any("rollout" in name for name in rows[0])
+    assert index["best"] == f"step_{min(errors, key=lambda step: errors[step]):08d}"
+    assert [entry["score"] for entry in index["scores"]] == sorted(errors.values())
+
+
+def test_the_manifest_says_that_nothing_was_rolled_out(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["evaluation"] is None and manifest["config"]["task"]["env"] is None
+    assert "held-out action error" in manifest["training"]["chosen_by"]
+    assert [episode["episode"] for episode in manifest["open_loop"]["episodes"]] == held_out(run)
+    assert not (run / "rollouts.mp4").exists() and (run / "open_loop.png").is_file()
+
+
+def held_out(run: Path) -> list[int]:
+    numbers: list[int] = load_policy(run).metadata["held_out_episodes"]
+    assert len(numbers) == 1
+    return numbers
+
+
+def test_evaluating_repeats_the_measurement_of_the_training(run: Path) -> None:
+    _, manifest = evaluated(run)
+    trained = json.loads((run / "manifest.json").read_text())
+    for name in ("action_error", "action_mse", "error_of_numbers", "episodes"):
+        assert manifest["open_loop"][name] == trained["open_loop"][name]
+    assert manifest["evaluation"] is None and manifest["data"]["sha256"] == trained["data"]["sha256"]
+
+
+def test_the_task_file_says_that_there_is_no_environment(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "point.yaml").write_text(
+        "name: point\ndataset: {name: point, relative_path: point.zarr}\n"
+        "observations: {obs: {columns: [{name: observation}]}}\naction: [{name: action}]\nenv: null\n"
+    )
+    data = str(run.parents[2] / "point.zarr")
+    config = EvalConfig(str(run), EvaluationConfig(), data_path=data, output=str(tmp_path / "eval"))
+    assert isinstance(evaluate(config, tmp_path, [], QUIET), OpenLoopResult)
+
+
+def test_all_episodes_of_other_demonstrations_are_measured(run: Path, tmp_path: Path) -> None:
+    write_zarr(tmp_path / "new.zarr", point_demonstrations(episodes=5))
+    result, _ = evaluated(run, data_path=str(tmp_path / "new.zarr"))
+    assert [episode.episode for episode in result.episodes] == [0, 1, 2, 3, 4]
+
+
+def test_errors_are_those_of_the_executed_steps(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, buffer = load_policy(run), point_demonstrations(episodes=3)
+    windows = make_windows(robot_task(), buffer, np.ones(3, bool), horizon=8, n_obs_steps=2, n_action_steps=4)
+    offset = torch.tensor([0.3, -0.1])
+
+    def knowing(obs: dict[str, torch.Tensor], **_: Any) -> dict[str, torch.Tensor]:
+        """The demonstrated actions of this and the next three steps, off by a constant."""
+        now = obs["obs"][0, -1, :2].numpy()
+        row = next(i for i, seen in enumerate(buffer.data["observation"]) if np.array_equal(seen[:2], now))
+        return {"action": torch.from_numpy(buffer.data["action"][row : row + 4])[None] + offset}
+
+    monkeypatch.setattr(policy, "predict_action", knowing)
+    result = measure_open_loop(policy, windows, buffer.episode_ends, EvaluationConfig(n_episodes=2))
+    assert [(episode.episode, len(episode.predicted)) for episode in result.episodes] == [(0, 5), (1, 5)]
+    assert np.allclose(result.error_of_numbers, [0.3, 0.1], atol=1e-6)
+    assert result.action_error.mean == pytest.approx(np.sqrt((0.09 + 0.01) / 2), abs=1e-6)
+
+
+def test_without_held_out_episodes_the_last_checkpoint_counts(tmp_path: Path) -> None:
+    run = train(robot_training(tmp_path, trainer={"val_ratio": 0.0}), [], QUIET)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["open_loop"] is None and "the last one" in manifest["training"]["chosen_by"]
+    assert json.loads((run / "checkpoints" / "index.json").read_text())["best"] is None
+    with pytest.raises(ConfigurationError, match="trained on every episode.*data_path="):
+        evaluated(run)
+
+
+def test_a_resumed_run_chooses_as_if_it_had_not_stopped(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_before_step(monkeypatch, 13, press_ctrl_c)
+    with pytest.raises(Exception, match="Stopped at step"):
+        train(robot_training(tmp_path, name="parts"), [], QUIET)
+    parts = train(robot_training(tmp_path, name="parts", resume=True), [], QUIET)
+    assert_same_state(run, parts)
+
+
+def test_the_real_data_of_a_robot_train_and_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow", reason="needs the package pyarrow of the lerobot extra")
+    data = os.environ.get("DRIFT_POLICY_DATA")
+    if not data or not (Path(data) / "g1_bottle_lerobot").is_dir():
+        pytest.skip("needs g1_bottle_lerobot in the folder DRIFT_POLICY_DATA")
+    monkeypatch.chdir(tmp_path)
+    run_command("python train_policy.py task=g1_bottle trainer.val_ratio=0.01", tmp_path)
+    manifest = json.loads((tmp_path / "runs/g1_bottle/drift_seed0/manifest.json").read_text())
+    assert (manifest["data"]["episodes"], manifest["data"]["steps"]) == (100, 35965)
+    assert len(manifest["open_loop"]["error_of_numbers"]) == 26
+
+
+def test_settings_that_need_an_environment_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no environment to film"):
+        evaluated(run, video_episodes=1)
+    with pytest.raises(ConfigurationError, match="data_path is for tasks without an environment"):
+        evaluated(run, task=point_task())
+    other = robot_task()
+    other.observations["obs"].columns[0].stop = 3
+    with pytest.raises(CheckpointError, match="belongs to another task"):
+        evaluated(run, task=other)
+
+
+def test_damaged_metadata_are_refused(run: Path, tmp_path: Path) -> None:
+    policy = load_policy(run)
+    policy.metadata["held_out_episodes"] = [0, 99]
+    policy.save_pretrained(tmp_path / "damaged")
+    config = EvalConfig(
+        str(tmp_path / "damaged"), EvaluationConfig(), robot_task(), data_path=str(run.parents[2] / "point.zarr")
+    )
+    with pytest.raises(CheckpointError, match="held_out_episodes"):
+        evaluate(config, tmp_path, [], QUIET)
