@@ -155,7 +155,7 @@ class FeatureConfig:
     encoder: str = "mae"  # "none": the images or latents themselves are compared, as in a space without encoder
     mae: str | None = None  # folder or hf://name of a masked autoencoder; null trains `mae_training` on the data first
     mae_training: MaeRecipe = field(default_factory=MaeRecipe)  # used if `mae` is null
-    convnext: str | None = None  # folder or hub name of ConvNeXt-V2, as a second encoder of pixels; null is none
+    convnext: str | None = None  # folder or hub name of ConvNeXt-V2, a second encoder; latents are decoded for it
     compare_input: bool = True  # whether the flattened images or latents count as one more feature
     every_k_block: int = 2  # residual blocks whose output counts; 0 takes none
     use_mean: bool = True  # mean over all positions

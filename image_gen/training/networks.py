@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from drift_policy.errors import ConfigurationError
-from image_gen.encoders.base import CombinedFeatures, FeatureExtractor
+from image_gen.encoders.base import CombinedFeatures, DecodedFeatures, FeatureExtractor
 from image_gen.encoders.mae import MaeFeatures
 from image_gen.feature_maps import FeatureSettings
 from image_gen.models import MAE, DiT, build_generator, build_mae
+from image_gen.tokenizers import build_tokenizer
 from image_gen.training.config import FeatureConfig
 from image_gen.training.drift_objective import InputFeatures
 from image_gen.training.samples import RealSamples
@@ -53,7 +54,7 @@ def features_for(samples: RealSamples, config: FeatureConfig, mae: MAE | None) -
         mae: the trained autoencoder; None with encoder "none".
 
     Raises:
-        ConfigurationError: an autoencoder of another space, or ConvNeXt-V2 on latents.
+        ConfigurationError: an autoencoder of another space, or ConvNeXt-V2 on grey images.
         CheckpointError: the weights of ConvNeXt-V2 are missing.
     """
     extractors: list[FeatureExtractor] = []
@@ -73,17 +74,27 @@ def features_for(samples: RealSamples, config: FeatureConfig, mae: MAE | None) -
         )
         extractors.append(MaeFeatures(mae, settings))
     if config.convnext is not None:
-        if samples.tokenizer != "pixels" or samples.sample_shape[0] != 3:
-            raise ConfigurationError(
-                "feature.convnext takes colour images, but the generator works on something else: set "
-                "feature.convnext=null."
-            )
-        from image_gen.encoders.convnext import load_convnext_v2
-
-        extractors.append(load_convnext_v2(config.convnext))
+        extractors.append(_convnext_for(samples, config.convnext))
     if not extractors:
         return InputFeatures()
     return extractors[0] if len(extractors) == 1 else CombinedFeatures(extractors)
+
+
+def _convnext_for(samples: RealSamples, weights: str) -> FeatureExtractor:
+    """Return ConvNeXt-V2, behind the decoder of the space where the generator draws latents."""
+    is_pixels = samples.tokenizer == "pixels"
+    if is_pixels and samples.sample_shape[0] != 3:
+        raise ConfigurationError(
+            f"feature.convnext takes colour images, but the data have {samples.sample_shape[0]} channel(s): set "
+            "feature.convnext=null."
+        )
+    # Imported here: it needs packages that training with an MAE does not.
+    from image_gen.encoders.convnext import load_convnext_v2
+
+    convnext = load_convnext_v2(weights)
+    if is_pixels:
+        return convnext
+    return DecodedFeatures(build_tokenizer(samples.tokenizer, samples.tokenizer_weights), convnext)
 
 
 def _name_and_changes(values: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

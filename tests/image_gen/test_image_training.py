@@ -132,7 +132,18 @@ def test_flow_matching_trains_by_the_same_loop(tmp_path: Path) -> None:
 
 
 # What a machine with torch, numpy, einops and safetensors alone does not have.
-ABSENT = ("hydra", "omegaconf", "rich", "matplotlib", "PIL", "sklearn", "scipy", "filelock", "platformdirs", "accelerate")
+ABSENT = (
+    "hydra",
+    "omegaconf",
+    "rich",
+    "matplotlib",
+    "PIL",
+    "sklearn",
+    "scipy",
+    "filelock",
+    "platformdirs",
+    "accelerate",
+)
 BARE = "import sys; sys.modules.update(dict.fromkeys({absent!r})); from image_gen.training.bare import main; main()"
 
 
