@@ -55,6 +55,9 @@ class MetricsTracker(Protocol):
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Record the metrics of a step."""
 
+    def finish(self) -> None:
+        """Write what is still pending."""
+
 
 @dataclass
 class Reporting(Generic[Network]):

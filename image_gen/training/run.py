@@ -73,10 +73,11 @@ def train_generator(
     processes = processes or _start(config)
     say = around.say if processes.is_main else _silent
     samples = _open(config, processes)
-    network = generator_for(samples, config.model)
+    with processes.agreed(), torch.device("meta"):  # errors before an autoencoder is trained, not after
+        described = generator_for(samples, config.model)
     say(f"run      {run_folder(config)}")
     say(f"data     {len(samples.dataset)} samples {list(samples.sample_shape)} of {samples.num_classes} classes")
-    say(f"network  {_millions(network)}, {config.method}, on {_describe(processes)}")
+    say(f"network  {_millions(described)}, {config.method}, on {_describe(processes)}")
     with processes.agreed():
         if processes.is_main:
             store = CheckpointStore(run_folder(config))
@@ -118,7 +119,8 @@ def train_mae(config: MaeTrainConfig, around: Surroundings, processes: Processes
     say = around.say if processes.is_main else _silent
     samples = _open(config, processes)
     torch.manual_seed(config.seed)
-    network = mae_for(samples, config.mae.model).to(processes.device)
+    with processes.agreed():
+        network = mae_for(samples, config.mae.model).to(processes.device)
     say(f"MAE      {_millions(network)}, on {_describe(processes)}, in {run_folder(config)}")
     with processes.agreed():
         if processes.is_main:
