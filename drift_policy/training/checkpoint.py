@@ -21,7 +21,7 @@ from typing import cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -92,7 +92,7 @@ class CheckpointStore:
             UserError: the disk is full.
         """
         temporary, last, old = (self._folder / name for name in ("last.tmp", LAST, "last.old"))
-        with _full_disk_is_user_error(last):
+        with full_disk_is_user_error(last):
             shutil.rmtree(temporary, ignore_errors=True)
             save_policy(ema_policy, temporary)
             save_file(dict(tensors), temporary / _TENSORS_FILE)
@@ -139,7 +139,7 @@ class CheckpointStore:
         row = ScoredCheckpoint(f"step_{state.step:08d}", state.step, score)
         table = sorted([*state.best, row], key=lambda entry: entry.score, reverse=not self._lowest_is_best)
         kept, dropped = table[: self._keep_best], table[self._keep_best :]
-        with _full_disk_is_user_error(self._folder / LAST):
+        with full_disk_is_user_error(self._folder / LAST):
             if row in kept:
                 save_policy(ema_policy, self._folder / row.folder)
             state.best = kept
@@ -171,7 +171,7 @@ def _read_state(path: Path) -> TrainingState:
     return TrainingState(**content, best=best)
 
 
-def training_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_tensors(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return the trained weights and AdamW's moments on the CPU, whole and by name.
 
     The names make them independent of how many processes shared them. With several processes all must call this; the
@@ -186,7 +186,7 @@ def training_tensors(policy: Policy, optimizer: torch.optim.Optimizer) -> dict[s
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def restore_moments(policy: Policy, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+def restore_moments(policy: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
     """Give an optimiser the moments that `load_last` returned, split as the policy is now."""
     states: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in moments.items():
@@ -207,7 +207,8 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _full_disk_is_user_error(last: Path) -> Iterator[None]:
+def full_disk_is_user_error(last: Path) -> Iterator[None]:
+    """Turn a full disk into a `UserError` that names the last checkpoint."""
     try:
         yield
     except (OSError, SafetensorError) as error:

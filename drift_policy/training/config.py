@@ -6,20 +6,8 @@ from typing import Any
 from drift_policy.errors import require
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.task import TaskConfig
+from drift_policy.training.logger_config import LoggerConfig
 from drift_policy.training.trainer_config import TrainerConfig
-
-LOGGERS = ("csv", "wandb", "tensorboard")
-
-
-@dataclass
-class LoggerConfig:
-    """Where metrics go besides metrics.csv, which is always written."""
-
-    name: str = "csv"  # "csv", "wandb" or "tensorboard"
-    project: str = "drift-policy"  # Weights & Biases project
-
-    def __post_init__(self) -> None:
-        require(self.name in LOGGERS, f"logger.name must be one of {', '.join(LOGGERS)}, but is {self.name!r}.")
 
 
 @dataclass

@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 _PANELS: dict[str, tuple[str, ...]] = {
     "rollouts (score, success)": ("rollout/score", "rollout/success"),
     "held-out error (normalised, squared)": ("val/action_mse", "val/typical_mse"),
-    "training error (squared)": ("train/action_mse", "train/noise_mse", "train/velocity_mse"),
+    "training error (squared)": ("train/action_mse", "train/noise_mse", "train/velocity_mse", "train/reconstruction"),
+    "accuracy of the classifier": ("train/accuracy",),
     "raw force per temperature": ("train/force_*",),
     "scale: mean distance": ("train/scale",),
     "spread between samples": ("train/spread", "val/spread"),

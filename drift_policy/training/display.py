@@ -11,6 +11,8 @@ _SHOWN = (
     ("train/action_mse", "error"),
     ("train/noise_mse", "noise error"),
     ("train/velocity_mse", "velocity error"),
+    ("train/reconstruction", "reconstruction error"),
+    ("train/accuracy", "accuracy"),
     ("train/spread", "spread"),
     ("train/scale", "scale"),
     ("train/samples_per_s", "samples/s"),

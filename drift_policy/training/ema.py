@@ -1,16 +1,18 @@
-"""Exponential moving average of a policy's weights."""
+"""Exponential moving average of a policy's weights, or of any other network's."""
 
 from copy import deepcopy
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from drift_policy.policy import Policy
 from drift_policy.training.parallel import full_tensor
 
+Network = TypeVar("Network", bound=nn.Module)
 
-class Ema:
-    """Keeps an averaged copy of a policy, in evaluation mode.
+
+class Ema(Generic[Network]):
+    """Keeps an averaged copy of a policy or another network, in evaluation mode.
 
     The decay warms up as (1 + n) / (10 + n), so that the first updates forget the random initial weights.
     The number of updates `n` belongs to the training state: an average that restarts its warm-up after a resume
@@ -22,14 +24,14 @@ class Ema:
         decay: the largest decay.
     """
 
-    def __init__(self, policy: Policy, decay: float) -> None:
+    def __init__(self, policy: Network, decay: float) -> None:
         self.policy = deepcopy(policy).eval().requires_grad_(False)
         self.num_updates = 0
         self._largest_decay = decay
         self._averaged: list[Tensor] = [parameter.data for parameter in self.policy.parameters()]
         self._is_sharded = False
 
-    def follow_shards(self, policy: Policy) -> None:
+    def follow_shards(self, policy: Network) -> None:
         """Average the shards of a policy whose parameters were split over processes, from its own values on."""
         from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -44,14 +46,14 @@ class Ema:
         return min(self._largest_decay, (1 + self.num_updates) / (10 + self.num_updates))
 
     @torch.no_grad()
-    def update(self, policy: Policy) -> None:
+    def update(self, policy: Network) -> None:
         """Move the average towards the current weights."""
         current = [parameter.data for parameter in policy.parameters()]
         torch._foreach_lerp_(self._averaged, current, 1 - self.next_decay())
         self.num_updates += 1
 
     @torch.no_grad()
-    def gather(self, policy: Policy) -> None:
+    def gather(self, policy: Network) -> None:
         """Make `self.policy` whole and current; with shards, all processes must call this."""
         for own, trained in zip(self.policy.buffers(), policy.buffers(), strict=True):
             own.copy_(trained)

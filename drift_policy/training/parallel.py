@@ -133,7 +133,7 @@ def start_processes(device: torch.device, sharding: str) -> Processes:
         if sharding != "none":
             raise ConfigurationError(
                 f"trainer.sharding={sharding} splits a network over several processes, but there is one: start with "
-                "torchrun --nproc-per-node=N train_policy.py ... , or leave trainer.sharding=none."
+                "torchrun --nproc-per-node=N <program> ... , or leave trainer.sharding=none."
             )
         return Processes(device)
     try:
@@ -168,7 +168,8 @@ def _shard(module: nn.Module) -> nn.Module:
     for child in module.modules():
         if isinstance(child, nn.ModuleList):
             for block in child:
-                fully_shard(block)
+                if not isinstance(block, nn.ModuleList):  # a list of lists: its blocks come in their own turn
+                    fully_shard(block)
     fully_shard(module)
     return module
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 from drift_policy.errors import ConfigurationError
-from drift_policy.training.config import LoggerConfig
+from drift_policy.training.logger_config import LoggerConfig
 
 STEP = "step"
 

@@ -53,7 +53,9 @@ class PolicyUpdate:
         ConfigurationError: the batch cannot be split, or the precision is not one of the device.
     """
 
-    def __init__(self, policy: Policy, ema: Ema, config: TrainerConfig, processes: Processes, seed: int) -> None:
+    def __init__(
+        self, policy: Policy, ema: Ema[Policy], config: TrainerConfig, processes: Processes, seed: int
+    ) -> None:
         parts = config.gradient_accumulation_steps * processes.size
         if config.batch_size % parts:
             raise ConfigurationError(

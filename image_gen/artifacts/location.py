@@ -13,7 +13,8 @@ MODEL_FILE = "model.safetensors"
 HUB_PREFIX = "hf://"
 RELEASE_REPOSITORY = "Goodeat/drifting"  # the authors' weights: models/gen/jax/<name> and models/mae/jax/<name>
 _RELEASE_FOLDERS: dict[Kind, str] = {"generator": "models/gen/jax", "mae": "models/mae/jax"}
-_INSIDE = ("", "params_ema")  # released run folders keep the averaged weights in params_ema
+TRAINED_FOLDER = "checkpoints/last"  # of a run of ours
+_INSIDE = ("", TRAINED_FOLDER, "params_ema")  # released run folders keep the averaged weights in params_ema
 
 
 def find_artifact(source: str | Path, kind: Kind) -> Path:

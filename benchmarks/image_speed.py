@@ -1,0 +1,274 @@
+"""Speed of image generation: images/s of sampling, steps/s of training, and the share of the drift loss in a step.
+
+    python -m benchmarks.image_speed --sizes digits_tiny latent_tiny
+    python -m benchmarks.image_speed --sizes latent_B latent_L --device cuda --precision bfloat16 --labels 8
+
+Random weights and data: speed does not depend on them. Every number stands beside a plain reference of the same run:
+attention written out as softmax(q k^T) v, and the drift loss of `benchmarks.image_ladder.plain_loss`. Leaves
+results/image_gen/speed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.image_ladder.plain_loss import PlainLossOfFeatures
+from drift_policy.cli import command_line
+from drift_policy.device import choose_device
+from drift_policy.manifest import describe_run, write_json
+from drift_policy.training.parallel import Processes
+from image_gen.encoders.mae import MaeFeatures
+from image_gen.feature_maps import FeatureSettings
+from image_gen.memory_bank import MemoryBank
+from image_gen.models import DiT, build_generator, build_mae
+from image_gen.training.checkpoint import CheckpointStore
+from image_gen.training.config import BankConfig, DriftConfig, FeatureConfig, OptimizerConfig
+from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, drifting_loss
+from image_gen.training.loop import Reporting, TrainingLoop
+from image_gen.training.samples import RealSamples, SampleStream
+
+SCRIPT = "-m benchmarks.image_speed"
+DEFAULT_OUTPUT = Path(__file__).parents[1] / "results" / "image_gen" / "speed.json"
+# Generator -> the masked autoencoder that it is trained with, and every_k_block of its features.
+ENCODERS = {
+    "digits_tiny": ("digits_tiny", 0),
+    "latent_tiny": ("latent_tiny", 2),
+    "latent_B": ("latent_640", 2),
+    "latent_L": ("latent_640", 2),
+    "pixel_B": ("pixel_640", 2),
+    "pixel_L": ("pixel_640", 2),
+}
+_CLASSES = 10
+
+
+class _RandomSamples:
+    """Random images with random classes."""
+
+    def __init__(self, count: int, shape: tuple[int, int, int]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._images = torch.randn(count, *shape, generator=generator).clamp(-1, 1)
+        self._class_ids = torch.randint(_CLASSES, (count,), generator=generator)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing changes."""
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._images[index], int(self._class_ids[index])
+
+
+class _NoDisplay:
+    """Shows nothing."""
+
+    def __enter__(self) -> _NoDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is open."""
+
+    def update(self, step: int, metrics: dict[str, float]) -> None:
+        """Show nothing."""
+
+    def message(self, text: str) -> None:
+        """Print nothing."""
+
+
+@dataclass
+class Case:
+    """What is measured of one size."""
+
+    size: str
+    device: torch.device
+    precision: str
+    labels: int  # N_c of a step
+    samples: int  # N_gen
+    seconds: float  # a measurement's length
+    checkpointing: bool
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention with its matrix of weights in memory, [B, heads, T, head_dim]."""
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Return sampling and training speed of one size."""
+    generator = build_generator(case.size, num_classes=_CLASSES).to(case.device)
+    result: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in generator.parameters())}
+    result["sampling"] = _sampling(case, generator)
+    result["training"] = {
+        "labels_per_step": case.labels,
+        "samples_per_label": case.samples,
+        "steps_per_s": _steps_per_s(case, generator, drifting_loss),
+        "steps_per_s_plain_loss": _steps_per_s(case, generator, PlainLossOfFeatures()),
+        "seconds_of_drift_loss": _loss_seconds(case, generator, drifting_loss),
+        "seconds_of_plain_loss": _loss_seconds(case, generator, PlainLossOfFeatures()),
+    }
+    training = result["training"]
+    training["drift_loss_share"] = training["seconds_of_drift_loss"] * training["steps_per_s"]
+    return result
+
+
+def _sampling(case: Case, generator: DiT) -> dict[str, Any]:
+    config, batch = generator.config, case.labels * case.samples
+    noise = torch.randn(batch, config.in_channels, config.input_size, config.input_size, device=case.device)
+    class_ids = torch.zeros(batch, dtype=torch.long, device=case.device)
+    generator.eval()
+
+    @torch.inference_mode()
+    def draw() -> None:
+        with _autocast(case):
+            generator(noise, class_ids, 1.0)
+
+    fused = batch / _seconds_each(draw, case)
+    with mock.patch.object(functional, "scaled_dot_product_attention", plain_attention):
+        plain = batch / _seconds_each(draw, case)
+    return {"batch": batch, "images_per_s": fused, "images_per_s_plain_attention": plain}
+
+
+def _steps_per_s(case: Case, generator: DiT, loss: LossOfFeatures) -> float:
+    loop = _training(case, generator, loss)
+    loop.objective.begin_training(0, has_state=False)
+    numbers = iter(range(10**9))
+    return 1 / _seconds_each(lambda: loop.update(next(numbers)), case)
+
+
+def _loss_seconds(case: Case, generator: DiT, loss: LossOfFeatures) -> float:
+    """Return the time of the loss alone: features are there, and the gradient ends at them."""
+    objective = _training(case, generator, loss).objective
+    assert isinstance(objective, DriftObjective)  # `_training` makes one
+    objective.begin_training(0, has_state=False)
+    step = objective.begin(0)
+    kept: dict[str, Any] = {}
+
+    class Fixed(MaeFeatures):
+        """Gives the features of the first call again, as leaves of the gradient."""
+
+        def features(self, x: Tensor) -> dict[str, Tensor]:
+            key = str(len(x))
+            if key not in kept:
+                with torch.no_grad():
+                    kept[key] = super().features(x)
+            return {name: value.detach().requires_grad_() for name, value in kept[key].items()}
+
+    encoder = objective.features
+    assert isinstance(encoder, MaeFeatures)  # `_training` makes one
+    fixed = Fixed(encoder.mae, encoder.settings)
+    gen = torch.randn(case.labels, case.samples, *step.positives.shape[2:], device=case.device, requires_grad=True)
+    from image_gen.feature_loss import target_features
+
+    targets = target_features(encoder.features, step.positives, step.unconditional)
+    config = objective._config
+
+    def run() -> None:
+        loss(fixed, gen, targets, step.cfg_scale, config, True).total.backward()
+
+    return _seconds_each(run, case)
+
+
+def _training(case: Case, generator: DiT, loss: LossOfFeatures) -> TrainingLoop[DiT, Any]:
+    config, processes = generator.config, Processes(case.device)
+    shape = (config.in_channels, config.input_size, config.input_size)
+    drift = DriftConfig(
+        labels_per_step=case.labels,
+        samples_per_label=case.samples,
+        positives_per_label=case.samples,
+        unconditional_per_label=16,
+        bank=BankConfig(class_capacity=64, unconditional_capacity=64, push_per_step=case.labels, fill_steps=16),
+    )
+    count = max(256, case.labels)
+    real = RealSamples(_RandomSamples(count, shape), [str(n) for n in range(_CLASSES)], shape, "pixels", None, None, {})
+    name, every_k_block = ENCODERS[case.size]
+    features = MaeFeatures(
+        build_mae(name, in_channels=shape[0], num_classes=_CLASSES), FeatureSettings(every_k_block=every_k_block)
+    )
+    generator.activation_checkpointing = case.checkpointing
+    objective = DriftObjective(
+        generator,
+        processes,
+        features=features.to(case.device),
+        bank=MemoryBank(_CLASSES, shape, 64, 64).to(case.device),
+        stream=SampleStream(real, case.labels, 0, processes),
+        config=drift,
+        feature_config=FeatureConfig(),
+        seed=0,
+        loss=loss,
+    )
+    return TrainingLoop(
+        objective,
+        OptimizerConfig(precision=case.precision, warmup_steps=0, learning_rate=1e-6),
+        store=CheckpointStore(Path()),
+        reporting=Reporting(_NoDisplay(), []),
+        metadata={},
+        seed=0,
+    )
+
+
+def _seconds_each(run: Callable[[], object], case: Case) -> float:
+    """Return the mean duration of a call, after one that warms up."""
+    run()
+    _wait(case.device)
+    started, calls = time.perf_counter(), 0
+    while calls < 2 or time.perf_counter() - started < case.seconds:
+        run()
+        calls += 1
+        _wait(case.device)
+    return (time.perf_counter() - started) / calls
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _autocast(case: Case) -> Iterator[None]:
+    is_half = case.precision == "bfloat16"
+    with torch.autocast(case.device.type, dtype=torch.bfloat16) if is_half else nullcontext():
+        yield
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the benchmark."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="python " + SCRIPT, description=__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=tuple(ENCODERS), default=["digits_tiny", "latent_tiny"])
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ...")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--labels", type=int, default=4, help="N_c of a step")
+    parser.add_argument("--samples", type=int, default=16, help="N_gen and N_pos")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute the generator's activations")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    with command_line() as console:
+        device = choose_device(given.device)
+        sizes = {}
+        for size in given.sizes:
+            case = Case(size, device, given.precision, given.labels, given.samples, given.seconds, given.checkpointing)
+            with console.status(f"measuring {size}"):
+                sizes[size] = measure(case)
+            console.print(f"{size}: {sizes[size]}", highlight=False)
+        content = {**describe_run(SCRIPT, arguments), "precision": given.precision, "sizes": sizes}
+        write_json(given.output, content)
+        console.print(f"written  {given.output}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""Networks that judge images: their features give distances, their logits classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from drift_policy.data.cache import cache_folder
+from drift_policy.errors import CheckpointError
+from image_gen.artifacts import load_mae
+from image_gen.baselines.classifier import ImageClassifier
+from image_gen.models import MAE
+
+INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
+_INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+_INCEPTION_CLASSES = 1008
+
+
+class Judgement(NamedTuple):
+    """What a network says about images."""
+
+    features: Tensor  # [B, D]
+    logits: Tensor  # [B, classes]
+
+
+class Judge(Protocol):
+    """A network that judges images."""
+
+    name: str  # of the network, as results call it
+    is_inception: bool  # whether the distance in its features is the FID
+    space: str  # "pixels", or "latents": what it takes
+    knows_classes: bool  # whether its classes are those of the data
+
+    def __call__(self, images: Tensor) -> Judgement:
+        """Judge images [B, C, H, W] in [-1, 1], or latents."""
+
+
+class ClassifierJudge:
+    """The small classifier of `image_gen.baselines.classifier`.
+
+    Args:
+        classifier: trained.
+        dataset: that it was trained on.
+    """
+
+    is_inception = False
+    space = "pixels"
+    knows_classes = True
+
+    def __init__(self, classifier: ImageClassifier, dataset: str) -> None:
+        self.name = f"a small classifier of {dataset}"
+        self._classifier = classifier
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Judgement:
+        """Judge images."""
+        # As they would be stored: clipped.
+        features = self._classifier.features(images.clamp(-1, 1))
+        return Judgement(features, self._classifier.head(features))
+
+
+class MaeJudge:
+    """A masked autoencoder: the mean over positions of its last stage, and its classifier.
+
+    Args:
+        folder: what `image_gen.load_mae` takes.
+        device: where to judge.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+
+    is_inception = False
+    space = "latents"
+    knows_classes = True
+
+    def __init__(self, folder: str, device: torch.device) -> None:
+        self.name = f"the MAE {folder}"
+        self._mae: MAE = load_mae(folder, device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Judgement:
+        """Judge images or latents in the space of the autoencoder."""
+        features = self._mae.encoder(self._mae.fold(images))["layer4"].mean(dim=(2, 3))
+        return Judgement(features, self._mae.fc(features))
+
+
+class InceptionJudge:
+    """Inception-v3 as the published FID uses it: the TensorFlow weights of 2015, through torchmetrics.
+
+    Args:
+        weights: their file; without it, it is looked for in the cache.
+        device: where to judge.
+
+    Raises:
+        CheckpointError: torch-fidelity or the weights are missing.
+    """
+
+    name = "Inception-v3 (2015-12-05)"
+    is_inception = True
+    space = "pixels"
+    knows_classes = False
+
+    def __init__(self, weights: str | None, device: torch.device) -> None:
+        path = Path(weights) if weights is not None else cache_folder() / "inception" / INCEPTION_FILE
+        if not path.is_file():
+            raise CheckpointError(
+                f"The Inception weights are not at {path}. Get them with\n  mkdir -p {path.parent} && "
+                f"curl -L -o {path} {_INCEPTION_URL}\nor judge with another network: network=classifier."
+            )
+        try:
+            from torchmetrics.image.fid import NoTrainInceptionV3
+
+            network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+        except ModuleNotFoundError as error:
+            raise CheckpointError(
+                "The Inception network comes with torch-fidelity: pip install torch-fidelity (it needs torchvision), "
+                "or judge with another network: network=classifier."
+            ) from error
+        self._network = network.to(device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Judgement:
+        """Judge images; grey ones are repeated to three channels."""
+        levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        levels = levels.expand(-1, 3, -1, -1) if levels.shape[1] == 1 else levels
+        # Its own forward method drops the second output.
+        features, logits = self._network._torch_fidelity_forward(levels)
+        return Judgement(features.flatten(1), logits.reshape(len(images), _INCEPTION_CLASSES))

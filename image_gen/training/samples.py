@@ -1,0 +1,229 @@
+"""Real samples in the order of the steps: images or cached latents, with what a generator must know about them.
+
+Which samples a step sees, and their random crops, are functions of the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from drift_policy.errors import ConfigurationError
+from drift_policy.training.parallel import Processes
+from drift_policy.training.schedule import batch_indices
+from image_gen.data.latents import CachedLatents
+from image_gen.tokenizers import Tokenizer, build_tokenizer
+from image_gen.training.config import DataConfig
+from image_gen.training.schedule import row_generator
+
+
+class LabelledSamples(Protocol):
+    """Samples [C, H, W] with their class; what is random about them depends on the epoch."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return a sample and its class."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the crops and flips of another epoch."""
+
+
+@dataclass
+class RealSamples:
+    """A data set in the space of the generator."""
+
+    dataset: LabelledSamples
+    class_names: list[str]
+    sample_shape: tuple[int, int, int]  # C, H, W of an image or latent
+    tokenizer: str  # the space: "pixels" or the name of an autoencoder
+    tokenizer_weights: str | None
+    encoder: Tokenizer | None  # applied to each batch; None: items are in the space already
+    facts: dict[str, Any]  # for manifests; equal facts are needed to resume
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+
+def open_samples(config: DataConfig, seed: int) -> RealSamples:
+    """Open a data set.
+
+    Raises:
+        ConfigurationError: settings that do not fit together.
+        DataError, CheckpointError: data or the tokenizer's weights are missing or damaged.
+    """
+    if config.latents is not None:
+        return _open_latents(config, seed)
+    # Imported here: cached latents need no image decoder.
+    from image_gen.data.base import TransformedImages
+    from image_gen.data.build import DATASETS, build_image_set
+    from image_gen.data.transforms import ImageTransform
+
+    images = build_image_set(config.name, config.split, config.path)
+    size = config.image_size or DATASETS[config.name].image_size
+    if size is None:
+        raise ConfigurationError(f"dataset.name={config.name} has no size of its own: set dataset.image_size=... .")
+    tokenizer = build_tokenizer(config.tokenizer, config.tokenizer_weights, images.channels)
+    if size % tokenizer.factor:
+        raise ConfigurationError(
+            f"dataset.image_size={size} must be a multiple of {tokenizer.factor}, the step of the tokenizer "
+            f"{config.tokenizer}."
+        )
+    side = size // tokenizer.factor
+    return RealSamples(
+        dataset=TransformedImages(images, ImageTransform(size, crop=config.crop, flip=config.flip), seed),
+        class_names=images.class_names,
+        sample_shape=(tokenizer.latent_channels, side, side),
+        tokenizer=config.tokenizer,
+        tokenizer_weights=config.tokenizer_weights,
+        encoder=None if config.tokenizer == "pixels" else tokenizer,
+        facts={"name": config.name, "split": config.split, "images": len(images), "classes": images.num_classes},
+    )
+
+
+def _open_latents(config: DataConfig, seed: int) -> RealSamples:
+    assert config.latents is not None  # the caller has asked
+    cache = CachedLatents(config.latents, seed)
+    index = cache.index
+    for setting, changed in (("crop", config.crop != "centre"), ("flip", config.flip and not index.flip)):
+        if changed:
+            raise ConfigurationError(
+                f"dataset.{setting}={getattr(config, setting)} acts on images, but dataset.latents={config.latents} "
+                f"was encoded before: leave it out, or make a cache with that setting."
+            )
+    channels, height, width = index.latent_shape
+    return RealSamples(
+        dataset=cache,
+        class_names=index.class_names,
+        sample_shape=(channels, height, width),
+        tokenizer=index.tokenizer,
+        tokenizer_weights=config.tokenizer_weights or index.tokenizer_weights,
+        encoder=None,
+        facts=asdict(index) | {"classes": len(index.class_names), "class_names": len(index.class_names)},
+    )
+
+
+class SampleStream:
+    """Gives the batch of each step to its processes.
+
+    Args:
+        samples: where from.
+        batch_size: samples a step, over all processes.
+        seed: of the order.
+        processes: who shares a batch.
+        num_workers: processes that read ahead; 0: none.
+
+    Raises:
+        ConfigurationError: fewer samples than a batch has, or a batch that cannot be shared.
+    """
+
+    def __init__(
+        self, samples: RealSamples, batch_size: int, seed: int, processes: Processes, num_workers: int = 0
+    ) -> None:
+        total = len(samples.dataset)
+        if batch_size > total:
+            raise ConfigurationError(
+                f"A step takes {batch_size} real samples, but there are {total}: lower drift.bank.push_per_step or "
+                "mae.batch_size."
+            )
+        if batch_size % processes.size:
+            raise ConfigurationError(
+                f"A step takes {batch_size} real samples, which {processes.size} processes cannot share evenly: give a "
+                "multiple."
+            )
+        self.batch_size, self._total, self._seed = batch_size, total, seed
+        self._samples, self._processes, self._num_workers = samples, processes, num_workers
+        self._dataset = _Batches(samples.dataset)
+        self._encoder = None if samples.encoder is None else samples.encoder.to(processes.device)
+        self._iterator: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._next_step = -1
+
+    def own(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return this process's rows of the batch of a step on its device: samples [n, C, H, W] and classes [n]."""
+        if self._iterator is None or step != self._next_step:
+            self._iterator = self._start(step)
+        self._next_step = step + 1
+        images, class_ids = next(self._iterator)
+        device = self._processes.device
+        images, class_ids = images.to(device, non_blocking=True), class_ids.to(device, non_blocking=True)
+        if self._encoder is not None:
+            noise = row_generator(step, self._processes.rank, self._seed, device)
+            images = self._encoder.encode(images, noise)
+        return images, class_ids
+
+    def all(self, step: int) -> tuple[Tensor, Tensor]:
+        """Return the whole batch of a step on the device of every process; all of them must call this."""
+        images, class_ids = self.own(step)
+        if self._processes.size == 1:
+            return images, class_ids
+        return _gather(images, self._processes.size), _gather(class_ids, self._processes.size)
+
+    def close(self) -> None:
+        """End the worker processes."""
+        self._iterator = None
+
+    def _start(self, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
+            self._dataset,
+            sampler=_Steps(self._rows, first_step),
+            batch_size=None,  # an item is a whole batch
+            num_workers=self._num_workers,
+            pin_memory=self._processes.device.type == "cuda",
+            worker_init_fn=_prepare_worker,
+        )
+        return iter(loader)
+
+    def _rows(self, step: int) -> tuple[int, list[int]]:
+        """Return the epoch and this process's indices of a step."""
+        share = self.batch_size // self._processes.size
+        first = self._processes.rank * share
+        indices = batch_indices(step, self._total, self.batch_size, self._seed)[first : first + share]
+        return step // max(1, self._total // self.batch_size), indices.tolist()
+
+
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    """A data set whose items are batches, asked for by epoch and indices."""
+
+    def __init__(self, samples: LabelledSamples) -> None:
+        self._samples = samples
+
+    def __getitem__(self, request: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
+        epoch, indices = request
+        self._samples.set_epoch(epoch)
+        images, class_ids = zip(*(self._samples[index] for index in indices), strict=True)
+        return torch.stack(images), torch.tensor(class_ids)
+
+
+class _Steps(Sampler[tuple[int, list[int]]]):
+    """The requests of all steps from one on."""
+
+    def __init__(self, rows: Callable[[int], tuple[int, list[int]]], first_step: int) -> None:
+        self._rows, self._step = rows, first_step
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        step = self._step
+        while True:
+            yield self._rows(step)
+            step += 1
+
+
+def _prepare_worker(worker: int) -> None:
+    """Keep the signals of a process group away from a worker, and its share of the cores at one."""
+    os.setpgrp()
+    torch.set_num_threads(1)
+
+
+def _gather(own: Tensor, size: int) -> Tensor:
+    parts = [torch.empty_like(own) for _ in range(size)]
+    dist.all_gather(parts, own.contiguous())
+    return torch.cat(parts)

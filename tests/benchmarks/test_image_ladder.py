@@ -1,0 +1,81 @@
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import image_speed
+from benchmarks.image_ladder import common, digits, orderings
+from benchmarks.image_ladder.plain_loss import PlainLossOfFeatures, plain_drift_loss
+from drift_policy.drift import drift_loss
+from image_gen.baselines.classifier import train_classifier
+from image_gen.encoders.base import FeatureExtractor
+from image_gen.feature_loss import target_features
+from image_gen.training.config import DriftConfig
+from image_gen.training.drift_objective import drifting_loss
+from tests.helpers.image_configs import TINY
+
+SMALL = [text for text in TINY if text != "device=cpu"]
+
+
+class Halves(FeatureExtractor):
+    """Two positions an image."""
+
+    def features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"halves": x.flatten(1).unflatten(1, (2, -1))}
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_plain_loss_is_the_released_one() -> None:
+    gen, pos, neg = normal(3, 4, 5, seed=0), normal(3, 6, 5, seed=1), normal(3, 2, 5, seed=2)
+    weight = torch.rand(3, 2, generator=torch.Generator().manual_seed(3))
+    one, two = (gen.clone().requires_grad_() for _ in range(2))
+    plain, _ = plain_drift_loss(one, pos, neg, weight, (0.02, 0.2), 1e-6)
+    loss, _ = drift_loss(two, pos, neg, weight_neg=weight, temperatures=(0.02, 0.2))
+    plain.backward()
+    loss.mean().backward()
+    assert float(plain.detach()) == pytest.approx(float(loss.detach().mean()), rel=1e-4)
+    assert one.grad is not None and two.grad is not None
+    assert torch.allclose(one.grad, two.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_over_features_it_is_the_trainings_and_balance_matters() -> None:
+    gen, pos, neg = normal(2, 4, 1, 2, 2, seed=0), normal(2, 5, 1, 2, 2, seed=1), normal(2, 3, 1, 2, 2, seed=2)
+    targets = target_features(Halves().features, pos, neg)
+    arguments = (Halves(), gen.requires_grad_(), targets, torch.tensor([1.0, 3.0]), DriftConfig(), True)
+    expected = drifting_loss(*arguments)
+    plain = PlainLossOfFeatures()(*arguments)
+    assert plain.terms.keys() == expected.terms.keys()
+    assert float(plain.total.detach()) == pytest.approx(float(expected.total.detach()), rel=1e-4)
+    (balanced,) = torch.autograd.grad(plain.total, gen)
+    (broken,) = torch.autograd.grad(PlainLossOfFeatures(2.0, 1.0)(*arguments).total, gen)
+    assert not torch.allclose(balanced, broken, rtol=0.1)
+
+
+def test_the_ladder_leaves_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "train_classifier", partial(train_classifier, num_steps=200))
+    places = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--num-samples", "20"]
+    digits.main([*places, *SMALL])
+    methods = json.loads((tmp_path / "digits_seed0.json").read_text())["methods"]
+    assert list(methods) == ["drift", "flow, 1 step(s)", "flow, 50 step(s)"]
+    for method in methods.values():
+        assert method["scores"]["Frechet distance in a small classifier of digits features"] > 0
+    assert (tmp_path / "digits_flow_50_seed0.png").stat().st_size > 500
+    orderings.main(["--study", "features", *places, *SMALL])
+    result = json.loads((tmp_path / "ordering_features_seed0.json").read_text())
+    assert [row["setting"] for row in result["settings"]] == ["encoder and pixels", "encoder", "raw pixels"]
+    assert result["held_out_real_images"]["accuracy"] > 0.7
+
+
+def test_speed_stands_beside_a_plain_reference(tmp_path: Path) -> None:
+    output = tmp_path / "speed.json"
+    small = ["--labels", "2", "--samples", "2", "--seconds", "0.01"]
+    image_speed.main(["--sizes", "digits_tiny", *small, "--output", str(output)])
+    size = json.loads(output.read_text())["sizes"]["digits_tiny"]
+    assert size["sampling"]["images_per_s"] > 0
+    assert size["sampling"]["images_per_s_plain_attention"] > 0
+    assert 0 < size["training"]["drift_loss_share"] < 3

@@ -1,0 +1,117 @@
+"""The released hyper-parameters, typed once here, against configs/image_gen (tables 8 and 9 of arXiv 2602.04770)."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from drift_policy.errors import ConfigurationError
+from image_gen.models.dit import GENERATOR_SIZES
+from image_gen.models.mae import MAE_SIZES
+from image_gen.training.bare import from_values
+from image_gen.training.config import DriftConfig, GeneratorTrainConfig
+from tests.helpers.image_configs import generator_config, mae_config
+
+# dim, depth, heads, MAE, ConvNeXt, learning rate, warm-up, weight decay, steps, N_c, N_pos, N_gen, N_unc, k, unguided
+GENERATORS: dict[str, tuple[Any, ...]] = {
+    "ablation": (768, 12, 12, "mae_latent_256", False, 2e-4, 5000, 0.01, 30000, 64, 64, 64, 16, 3, 0),
+    "latent_B": (768, 12, 12, "mae_latent_640", False, 4e-4, 10000, 0.0, 200000, 128, 64, 64, 32, 5, 0),
+    "latent_L": (1024, 24, 16, "mae_latent_640", False, 4e-4, 10000, 0.01, 200000, 128, 64, 64, 32, 3, 0.5),
+    "pixel_B": (768, 12, 12, "mae_pixel_640", True, 2e-4, 10000, 0.01, 100000, 128, 128, 64, 32, 5, 0),
+    "pixel_L": (1024, 24, 16, "mae_pixel_640", True, 4e-4, 10000, 0.01, 100000, 128, 128, 64, 32, 5, 0),
+}
+# width, steps, steps with classifier
+AUTOENCODERS = {
+    "latent_256": (256, 30000, 0),
+    "latent_640": (640, 200000, 3000),
+    "pixel_256": (256, 30000, 0),
+    "pixel_640": (640, 200000, 3000),
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_have_the_released_settings(name: str) -> None:
+    config = generator_config("dataset=imagenet256", f"model={name}")
+    size, drift, trainer = GENERATOR_SIZES[config.model["name"]], config.drift, config.trainer
+    assert list(config.model) == ["name"]
+    assert config.feature.mae is not None
+    assert (
+        size.hidden_size,
+        size.depth,
+        size.num_heads,
+        config.feature.mae.removeprefix("hf://"),
+        config.feature.convnext is not None,
+        trainer.learning_rate,
+        trainer.warmup_steps,
+        trainer.weight_decay,
+        trainer.num_steps,
+        drift.labels_per_step,
+        drift.positives_per_label,
+        drift.samples_per_label,
+        drift.unconditional_per_label,
+        drift.guidance.exponent,
+        drift.guidance.unguided_share,
+    ) == GENERATORS[name]
+    assert (drift.guidance.minimum, drift.guidance.maximum) == (1, 4)
+    assert (drift.temperatures, drift.affinity_floor) == ([0.02, 0.05, 0.2], 1e-6)
+    assert (drift.bank.class_capacity, drift.bank.unconditional_capacity) == (128, 1000)
+    assert (trainer.betas, trainer.gradient_clip, trainer.ema_decay) == ([0.9, 0.95], 2.0, 0.999)
+    assert (trainer.precision, config.feature.every_k_block) == ("bfloat16", 2)
+    space = name.partition("_")[0]
+    assert config.dataset.tokenizer == ("pixels" if space == "pixel" else "sd_vae")
+    assert config.dataset.crop == ("random_resized" if space == "pixel" else "centre")
+    assert config.dataset.flip
+    assert (size.in_channels, size.input_size, size.patch_size) == ((3, 256, 16) if space == "pixel" else (4, 32, 2))
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_autoencoders_have_the_released_settings(name: str) -> None:
+    config = mae_config("dataset=imagenet256", f"mae={name}")
+    size, recipe, trainer = MAE_SIZES[config.mae.model["name"]], config.mae, config.trainer
+    assert (size.base_channels, trainer.num_steps, recipe.classification_steps) == AUTOENCODERS[name]
+    assert size.layers == [3, 4, 6, 3]
+    if recipe.classification_steps:
+        assert (recipe.classification_weight, recipe.classification_ramp) == (0.1, 1000)
+    assert (recipe.batch_size, recipe.mask_ratio, size.patch_size) == (8192, 0.5, 2)
+    assert (trainer.learning_rate, trainer.warmup_steps, trainer.weight_decay) == (4e-3, 4000, 0.01)
+    assert (trainer.betas, trainer.ema_decay, trainer.gradient_clip) == ([0.9, 0.95], 0.9995, 2.0)
+    assert (config.dataset.crop, config.dataset.flip) == ("random_resized", True)
+    assert size.input_patch_size == (8 if name.startswith("pixel") else 1)
+
+
+def test_every_configuration_composes() -> None:
+    for dataset in ("digits", "fashion_mnist", "cifar10", "imagenette224", "imagenet256"):
+        assert generator_config(f"dataset={dataset}").dataset.name == dataset
+    config = generator_config("dataset=imagenette224", "model=latent_tiny")
+    assert config.feature.mae_training.model == {"name": "latent_tiny"}
+    assert mae_config("dataset=imagenette224", "mae=latent_tiny").dataset.tokenizer == "taef2"
+    with pytest.raises(ConfigurationError, match=r"image_size"):
+        generator_config("dataset=folder")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("drift.labels_per_step=65", "push_per_step=64"),
+        ("drift.unconditional_per_label=0", "nothing to guide"),
+        ("feature.encoder=moco", "feature.encoder must be one of mae, none"),
+        ("method=gan", "method must be one of drift, flow"),
+        ("trainer.precision=int8", "trainer.precision"),
+        ("drift.bank.storage=int4", "storage"),
+        ("picture.cfg_scale=0.5", "cfg_scale"),
+        ("name=a/b", "plain folder name"),
+        ("+drift.temperature=0.1", r"drift\.temperature does not fit: Key 'temperature' not in"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        generator_config("dataset=imagenet256", "drift.bank.push_per_step=64", override)
+
+
+def test_configurations_survive_json_without_other_packages() -> None:
+    config = generator_config("dataset=imagenet256", "model=latent_L")
+    assert from_values(GeneratorTrainConfig, asdict(config), "") == config
+    with pytest.raises(ConfigurationError, match="drift has no setting colour"):
+        from_values(GeneratorTrainConfig, asdict(config) | {"drift": {"colour": 1}}, "")
+    with pytest.raises(ConfigurationError, match="labels_per_step is '8'"):
+        from_values(DriftConfig, {"labels_per_step": "8"}, "")

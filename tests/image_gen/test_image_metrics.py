@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+
+from drift_policy.errors import CheckpointError, ConfigurationError, DataError
+from image_gen.evaluation import EvaluateConfig, make_judge, to_images
+from image_gen.metrics.judges import InceptionJudge
+from image_gen.metrics.statistics import (
+    Moments,
+    frechet_distance,
+    inception_score,
+    moments_of,
+    precision_recall,
+    read_statistics,
+)
+
+
+def normal(number: int, dims: int, seed: int) -> torch.Tensor:
+    return torch.randn(number, dims, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_frechet_distance_of_known_normals() -> None:
+    # |m1 - m2|^2 + sum (s1 - s2)^2 for diagonal covariances.
+    one = Moments(torch.tensor([0.0, 1.0]), torch.diag(torch.tensor([1.0, 4.0])), 0)
+    two = Moments(torch.tensor([3.0, 1.0]), torch.diag(torch.tensor([9.0, 4.0])), 0)
+    assert frechet_distance(one, two) == pytest.approx(9 + 4, abs=1e-6)
+    assert frechet_distance(one, one) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_of_samples_equals_the_matrix_formula() -> None:
+    one, two = normal(200, 5, 0) @ normal(5, 5, 1), normal(300, 5, 2) + 0.5
+    a, b = (np.cov(x.numpy().T) for x in (one, two))
+    expected = float((one.mean(0) - two.mean(0)).square().sum()) + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert frechet_distance(moments_of(one), moments_of(two)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_inception_score_of_known_labels() -> None:
+    certain = 100 * torch.eye(4).repeat(50, 1)
+    assert inception_score(certain, splits=1)[0] == pytest.approx(4, rel=1e-5)
+    assert inception_score(torch.zeros(40, 4), splits=2) == pytest.approx((1, 0), abs=1e-6)
+    mean, deviation = inception_score(certain, splits=10)
+    assert 3 < mean <= 4 and deviation < 0.5
+    assert inception_score(certain) == (mean, deviation)
+
+
+def test_precision_and_recall_of_known_sets() -> None:
+    real = normal(400, 2, 0)
+    assert precision_recall(real, real) == (1, 1)
+    assert precision_recall(real + 100, real) == (0, 0)
+    # A generator of the right half alone is precise, but reaches half of the data.
+    half = normal(400, 2, 1)
+    half = half[half[:, 0] > 0]
+    precision, recall = precision_recall(half, real)
+    assert precision > 0.85
+    assert 0.4 < recall < 0.7
+    with pytest.raises(ValueError, match="more than num_nearest=3"):
+        precision_recall(real[:3], real)
+
+
+def test_features_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        moments_of(torch.full((3, 2), float("nan")))
+    with pytest.raises(ValueError, match="at least 2 images"):
+        moments_of(torch.zeros(1, 2))
+
+
+def test_reference_statistics_are_read_as_adm_writes_them(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "full.npz", mu=np.zeros(3), sigma=np.eye(3), arr_0=images)
+    moments, found = read_statistics(tmp_path / "full.npz")
+    assert moments is not None and moments.covariance.shape == (3, 3)
+    assert found is not None and np.array_equal(found, images)
+    assert torch.equal(to_images(found)[0, :, 0, 0], torch.from_numpy(images[0, 0, 0]).float() / 127.5 - 1)
+    np.savez(tmp_path / "other.npz", x=np.zeros(3))
+    with pytest.raises(DataError, match="expected mu and sigma"):
+        read_statistics(tmp_path / "other.npz")
+    np.savez(tmp_path / "odd.npz", mu=np.zeros(3), sigma=np.eye(2))
+    with pytest.raises(DataError, match="do not fit together"):
+        read_statistics(tmp_path / "odd.npz")
+    np.savez(tmp_path / "objects.npz", mu=np.array([{}], dtype=object), sigma=np.eye(1))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_statistics(tmp_path / "objects.npz")
+    with pytest.raises(DataError, match="cannot be read"):
+        read_statistics(tmp_path / "absent.npz")
+
+
+def test_missing_inception_weights_name_file_and_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DRIFT_POLICY_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"(?s)pt_inception-2015-12-05-6726825d\.pth.*curl -L"):
+        InceptionJudge(None, torch.device("cpu"))
+    with pytest.raises(CheckpointError, match=r"absent\.pth"):
+        InceptionJudge(str(tmp_path / "absent.pth"), torch.device("cpu"))
+
+
+def test_judges_without_data_and_unknown_ones_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="trained on images"):
+        make_judge("classifier", None, None, torch.device("cpu"))
+    with pytest.raises(ConfigurationError, match="network must be"):
+        EvaluateConfig(ckpt="x", network="vgg")
+    with pytest.raises(ConfigurationError, match="split into 10"):
+        EvaluateConfig(ckpt="x", num_samples=5)

@@ -1,0 +1,209 @@
+import csv
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+
+from drift_policy.errors import CheckpointError, ConfigurationError, UserError
+from image_gen import load_generator, load_mae
+from image_gen.data.cache_latents import CacheConfig, cache_latents
+from image_gen.training import loop as loop_module
+from image_gen.training.bare import main as bare_main
+from image_gen.training.bare import write_config
+from image_gen.training.run import train_generator
+from image_gen.training.schedule import classification_weight, learning_rate, row_generator
+from tests.helpers.image_configs import mae_config
+from tests.helpers.image_runs import (
+    STATE,
+    largest_difference,
+    quiet_surroundings,
+    tensors_of,
+    tiny_generator,
+    train_tiny,
+)
+from tests.helpers.programs import run as run_program
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of six steps."""
+    return train_tiny(tmp_path_factory.mktemp("whole"))
+
+
+def mae_of(run: Path) -> Path:
+    """The autoencoder that was trained before a run."""
+    return run.parent / "mae_digits_tiny_seed0"
+
+
+def test_a_run_leaves_what_it_says(whole: Path) -> None:
+    with (whole / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [2, 4, 6]
+    for name in ("train/force_0.02", "train/force_0.2", "train/scale", "train/spread", "train/spread_real"):
+        assert all(float(row[name]) > 0 for row in rows), name
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert manifest["training"]["steps"] == 6
+    assert manifest["config"]["drift"]["samples_per_label"] == 4
+    assert (whole / "samples/step_00000006.png").stat().st_size > 100
+    generator = load_generator(whole)
+    assert generator.config.hidden_size == 16
+    images = generator(torch.randn(2, 1, 8, 8), torch.tensor([3, 7]), 1.0)
+    assert images.shape == (2, 1, 8, 8) and bool(images.isfinite().all())
+    assert load_mae(mae_of(whole)).config.base_channels == 4
+
+
+def test_without_an_autoencoder_one_is_trained_and_used_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    train_tiny(tmp_path, "trainer.num_steps=1", said=said)
+    assert any("none was given" in line for line in said)
+    said.clear()
+    train_tiny(tmp_path, "trainer.num_steps=1", "name=second", said=said)
+    assert any("trained before" in line for line in said)
+    with pytest.raises(ConfigurationError, match=r"mae\.batch_size"):
+        train_tiny(tmp_path, "name=third", "feature.mae_training.batch_size=4")
+
+
+@pytest.mark.parametrize("limit", ["512", "0"], ids=["queues saved", "queues filled again"])
+def test_stopped_and_resumed_runs_end_as_whole_ones(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    # The last 160 samples hold at least as many of each class as its queue.
+    setting = [f"drift.bank.save_limit_mb={limit}", *(["drift.bank.fill_steps=20"] if limit == "0" else [])]
+    compared = whole if limit == "512" else train_tiny(tmp_path / "whole", *setting)
+    original = loop_module.learning_rate
+
+    def interrupting(step: int, config: object) -> float:
+        if step == 4:  # the autoencoder before has three steps
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(step, config)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop_module, "learning_rate", interrupting)
+    with pytest.raises(UserError, match="Stopped at step 5"):
+        train_tiny(tmp_path, *setting)
+    monkeypatch.undo()
+    torch.manual_seed(1234)  # the resumed process starts from another random state
+    parts = train_tiny(tmp_path, *setting, "resume=true")
+    assert ("bank.by_class.samples" in tensors_of(parts)) == (limit == "512")
+    assert largest_difference(parts, compared) == 0
+
+
+def test_every_part_of_the_objective_reaches_the_weights(tmp_path: Path, whole: Path) -> None:
+    for number, override in enumerate(
+        (
+            "drift.temperatures=[0.2]",
+            "drift.guidance.exponent=1.0",
+            "drift.unconditional_per_label=3",
+            "feature.compare_input=false",
+            "feature.every_k_block=1",
+            "drift.affinity_floor=0.0",
+            "trainer.precision=bfloat16",
+            "seed=1",
+            "trainer.gradient_accumulation_steps=2",
+        )
+    ):
+        other = train_tiny(tmp_path / str(number), f"feature.mae={mae_of(whole)}", override)
+        assert largest_difference(other, whole) > 0, override
+
+
+def test_recomputing_activations_and_smaller_chunks_change_nothing(tmp_path: Path, whole: Path) -> None:
+    own = ["trainer.activation_checkpointing=true", "feature.chunk_size=5", f"feature.mae={mae_of(whole)}"]
+    other = train_tiny(tmp_path, *own)
+    assert largest_difference(other, whole) < 1e-5
+
+
+def test_raw_pixels_need_no_autoencoder(tmp_path: Path) -> None:
+    run = train_tiny(tmp_path, "feature.encoder=none", "trainer.num_steps=1")
+    assert not mae_of(run).exists()
+
+
+def test_flow_matching_trains_by_the_same_loop(tmp_path: Path) -> None:
+    run = train_tiny(tmp_path, "method=flow", "trainer.max_seconds=0.2", "trainer.num_steps=100000")
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert 0.2 <= manifest["training"]["seconds"] < 5
+    metadata = json.loads((run / "checkpoints/last/config.json").read_text())["metadata"]
+    assert metadata["method"] == "flow"
+    assert not mae_of(run).exists()
+
+
+# What a machine with torch, numpy, einops and safetensors alone does not have.
+ABSENT = (
+    "hydra",
+    "omegaconf",
+    "rich",
+    "matplotlib",
+    "PIL",
+    "sklearn",
+    "scipy",
+    "filelock",
+    "platformdirs",
+    "accelerate",
+)
+BARE = "import sys; sys.modules.update(dict.fromkeys({absent!r})); from image_gen.training.bare import main; main()"
+
+
+def test_cached_latents_train_where_only_torch_is(tmp_path: Path) -> None:
+    cache = CacheConfig(dataset="digits", tokenizer="pixels", output=str(tmp_path / "cache"), num_workers=0)
+    cache_latents(cache, Console(quiet=True))
+    own = [f"dataset.latents={tmp_path / 'cache'}", "trainer.num_steps=3"]
+    run = train_tiny(tmp_path / "here", *own)
+    write_config(tiny_generator(tmp_path / "here", *own), tmp_path / "config.json")
+    arguments = [str(tmp_path / "config.json"), "--output", str(tmp_path / "there")]
+    result = run_program("-c", BARE.format(absent=ABSENT), *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "step 2/3" in result.stdout
+    assert "matplotlib is not installed" in result.stdout
+    assert largest_difference(tmp_path / "there/digits/run", run) == 0
+    assert (tmp_path / "there/digits/run/samples/step_00000003.png").is_file()
+    with pytest.raises(ConfigurationError, match=r"dataset\.crop=random_resized acts on images"):
+        train_tiny(tmp_path, *own, "dataset.crop=random_resized", "name=crop")
+
+
+def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bare_main([str(tmp_path / "absent.json")])
+    assert "is no configuration" in capsys.readouterr().err
+
+
+def test_wrong_folders_and_settings_are_refused(tmp_path: Path, whole: Path) -> None:
+    config = tiny_generator(whole.parents[1])
+    with pytest.raises(UserError, match="already holds a run"):
+        train_generator(config, quiet_surroundings())
+    with pytest.raises(ConfigurationError, match=r"drift\.positives_per_label"):
+        changed = replace(config, resume=True, drift=replace(config.drift, positives_per_label=5))
+        train_generator(changed, quiet_surroundings())
+    with pytest.raises(UserError, match="nothing to resume"):
+        train_tiny(tmp_path, "resume=true")
+    with pytest.raises(ConfigurationError, match="multiple of 3"):
+        train_tiny(tmp_path, "trainer.gradient_accumulation_steps=3")
+    with pytest.raises(ConfigurationError, match="2000 real samples, but there are 1500"):
+        train_tiny(tmp_path, "drift.bank.push_per_step=2000", "name=large")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        train_tiny(tmp_path, "feature.mae=nowhere", "name=other")
+    with pytest.raises(ConfigurationError, match="convnext takes colour images"):
+        train_tiny(tmp_path, "feature.convnext=x", "name=colour")
+
+
+def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
+    run = train_tiny(tmp_path, "trainer.num_steps=1")
+    tensors = load_file(run / STATE)
+    tensors.pop(next(name for name in tensors if name.startswith("optimizer.")))
+    save_file(tensors, run / STATE)
+    with pytest.raises(CheckpointError, match="cannot be resumed"):
+        train_tiny(tmp_path, "trainer.num_steps=2", "resume=true")
+
+
+def test_learning_rate_and_classifier_follow_the_paper() -> None:
+    trainer = tiny_generator(Path("x"), "trainer.learning_rate=4.0e-4", "trainer.warmup_steps=10").trainer
+    rates = [learning_rate(step, trainer) for step in (0, 5, 10, 1000)]
+    assert rates == pytest.approx([1e-6, (1e-6 + 4e-4) / 2, 4e-4, 4e-4])
+    recipe = mae_config("dataset=imagenet256", "mae=latent_640").mae
+    weights = [classification_weight(step, recipe) for step in (0, 196999, 197000, 197500, 198000, 199999)]
+    assert weights == pytest.approx([0, 0, 0, 0.05, 0.1, 0.1])
+    draws = {float(torch.rand(1, generator=row_generator(*key, "cpu"))) for key in ((0, 0, 0), (0, 1, 0), (1, 0, 0))}
+    assert len(draws) == 3
