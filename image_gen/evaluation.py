@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,9 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
         cfg_scale=config.cfg_scale,
         flow_steps=config.flow_steps,
     )
-    real = _real_samples(config, metadata)
-    judge = make_judge(config.network, config.network_weights, real, device)
+    data = _data_config(config, metadata)
+    real = None if data is None else open_samples(data, seed=0)
+    judge = make_judge(config.network, config.network_weights, data, device)
     if judge.space == "latents":
         sampler.tokenizer = None
     reference = make_reference(config, judge, real, device, console)
@@ -147,8 +148,8 @@ def score(
     return scores | {"network": judge.name, "num_samples": config.num_samples}
 
 
-def make_judge(name: str, weights: str | None, real: RealSamples | None, device: torch.device) -> Judge:
-    """Return the network of a name; a classifier is trained on the data now.
+def make_judge(name: str, weights: str | None, data: DataConfig | None, device: torch.device) -> Judge:
+    """Return the network of a name; a classifier is trained now, on the training images of the data set.
 
     Raises:
         ConfigurationError: a classifier without data in pixels.
@@ -158,14 +159,14 @@ def make_judge(name: str, weights: str | None, real: RealSamples | None, device:
         return InceptionJudge(weights, device)
     if name.startswith(_MAE):
         return MaeJudge(name.removeprefix(_MAE), device)
-    if real is None or real.tokenizer != "pixels":
+    if data is None or data.tokenizer != "pixels" or data.latents is not None:
         raise ConfigurationError(
             "network=classifier is trained on images, but the generator's data are latents or unknown: set "
             "dataset=..., or network=inception or mae:<folder>."
         )
+    real = open_samples(replace(data, split="train"), seed=0)
     images, class_ids = load_all(real)
-    name = str(real.facts.get("name", "the data"))
-    return ClassifierJudge(train_classifier(images, class_ids, real.num_classes), name)
+    return ClassifierJudge(train_classifier(images, class_ids, real.num_classes), data.name)
 
 
 def make_reference(
@@ -235,14 +236,14 @@ def beside(ckpt: str) -> Path:
     return folder.parent.parent if folder.as_posix().endswith(TRAINED_FOLDER) else folder
 
 
-def _real_samples(config: EvaluateConfig, metadata: dict[str, Any]) -> RealSamples | None:
-    """Open the data set of the configuration or of the training."""
+def _data_config(config: EvaluateConfig, metadata: dict[str, Any]) -> DataConfig | None:
+    """Return the data set of the configuration or of the training, as it is without augmentation."""
     if config.dataset is not None:
-        return open_samples(config.dataset, seed=0)
+        return config.dataset
     trained_on = metadata.get("data_config")
     if not isinstance(trained_on, dict):
         return None
-    return open_samples(DataConfig(**trained_on | {"crop": "centre", "flip": False, "num_workers": 0}), seed=0)
+    return DataConfig(**trained_on | {"crop": "centre", "flip": False, "num_workers": 0})
 
 
 def _batches(real: RealSamples, batch_size: int, device: torch.device) -> Iterator[Tensor]:

@@ -42,7 +42,8 @@ def test_sampling_draws_a_grid(trained: Path, tmp_path: Path) -> None:
 def test_evaluation_names_its_network(trained: Path, tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
     small = ["num_samples=60", "num_manifold=50", "splits=2"]
-    result = run("image_gen/evaluate.py", f"ckpt={trained}", "network=classifier", *small, f"output={output}")
+    held_out = ["dataset=digits", "dataset.split=val", "network=classifier"]
+    result = run("image_gen/evaluate.py", f"ckpt={trained}", *held_out, *small, f"output={output}")
     assert result.returncode == 0, result.stderr
     content = json.loads(output.read_text())
     scores = content["scores"]
@@ -51,6 +52,7 @@ def test_evaluation_names_its_network(trained: Path, tmp_path: Path) -> None:
     assert 0 <= scores["precision"] <= 1
     assert 0 <= scores["accuracy"] <= 1
     assert content["evaluations_per_image"] == 1
+    assert content["reference"]["images"] == 297
     missing = run("image_gen/evaluate.py", f"ckpt={trained}", *small, DRIFT_POLICY_CACHE=str(tmp_path))
     assert "pt_inception-2015-12-05" in error_of(missing)
 
