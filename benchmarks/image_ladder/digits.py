@@ -17,7 +17,7 @@ from drift_policy.cli import command_line
 
 SCRIPT = "-m benchmarks.image_ladder.digits"
 FLOW_STEPS = (1, 50)
-# Flow matching has neither guidance nor use for random styles; batch and rate were tuned for it.
+# Flow matching has neither guidance nor use for random styles; its batch and rate were not searched for.
 FLOW = [
     "method=flow",
     "+model.noise_classes=0",
