@@ -59,7 +59,7 @@ class StepClock:
         return parts
 
 
-class _MarkingEma(Ema):
+class _MarkingEma(Ema[Policy]):
     """Marks the end of the averaging."""
 
     def __init__(self, policy: Policy, decay: float, clock: StepClock) -> None:
