@@ -38,7 +38,7 @@ class CollectConfig:
 
     output: str  # a .zarr folder or a .zip file
     episodes: int = 1000  # successful episodes to keep
-    action_mode: str = "absolute"  # what actions are: "absolute" targets of the effector, or "relative" displacements
+    action_mode: str = "relative"  # what actions are: "relative" displacements, or "absolute" targets of the effector
     # Standard deviation, in metres, of what disturbs every command when it is executed and is not recorded: recordings
     # then show how to recover. Without it policies that slip off a block do not find back (results/block_push).
     disturbance: float = 0.006

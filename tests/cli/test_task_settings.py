@@ -40,6 +40,12 @@ def test_a_task_says_how_long_it_is_trained() -> None:
     assert composed("task=pusht").trainer.observation_noise == 0
 
 
+def test_the_samples_of_a_task_are_those_of_the_drift_heads_alone() -> None:
+    assert composed("task=block_push").policy["head"]["samples_per_observation"] == 4
+    assert composed("task=pusht").policy["head"]["samples_per_observation"] == 8
+    assert "samples_per_observation" not in composed("task=block_push", "policy=regression").policy["head"]
+
+
 def test_the_noise_of_a_task_is_that_of_the_drift_policies_alone() -> None:
     assert composed("task=adroit_door").policy["noise_scale"] == 0.0
     assert composed("task=adroit_door", "policy=drift_unet").policy["noise_scale"] == 0.0

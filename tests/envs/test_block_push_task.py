@@ -52,7 +52,7 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_task_is_that_of_the_benchmark() -> None:
     config = task()
     assert (config.horizon, config.n_obs_steps, config.n_action_steps) == (5, 3, 1)
-    assert (config.env.max_steps, config.env.phases, config.env.kwargs) == (350, 2, {"action_mode": "absolute"})
+    assert (config.env.max_steps, config.env.phases, config.env.kwargs) == (350, 2, {"action_mode": "relative"})
 
 
 def test_recorded_episodes_replay_to_success() -> None:
@@ -71,7 +71,7 @@ def test_what_disturbs_a_command_is_not_recorded(demonstrations: Path) -> None:
     buffer = read_zarr(demonstrations)
     assert {name: column.shape[1:] for name, column in buffer.data.items()} == {"obs": (16,), "action": (2,)}
     columns = buffer.episode(0)
-    disturbances = columns["obs"][1:, 8:10] - columns["action"][:-1]
+    disturbances = np.diff(columns["obs"][:, 8:10], axis=0) - columns["action"][:-1]
     assert 0.003 < disturbances.std() < 0.009, "the effector's target is the command and a disturbance of 6 mm"
 
 
