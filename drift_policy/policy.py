@@ -227,6 +227,23 @@ class Policy(nn.Module):
             for key, spec in self.config.observations.items()
         }
 
+    def push_to_hub(self, repo_id: str, *, run: str | Path | None = None, private: bool = False) -> str:
+        """Upload the policy and a model card to the Hugging Face Hub and return the address of the commit.
+
+        Args:
+            repo_id: "owner/name"; made if absent.
+            run: the folder of the run, or a manifest of it or of an evaluation: the card then has scores with their
+                intervals, command, data and versions.
+            private: whether a new repository is private.
+
+        Raises:
+            CheckpointError: huggingface_hub is missing, the policy has no normaliser, the manifest is of another
+                policy, or the Hub refuses.
+        """
+        from drift_policy.hub import push_policy  # needs the network, which a policy that predicts does not
+
+        return push_policy(self, repo_id, run=run, private=private)
+
     def _encode(
         self,
         observation: Mapping[str, Tensor],

@@ -1,0 +1,1 @@
+"""Our policies inside other projects, and theirs read by ours."""
