@@ -157,7 +157,7 @@ def test_a_task_finds_counts_and_reads_an_archive(tmp_path: Path, monkeypatch: p
 
 
 def test_formats_are_checked() -> None:
-    with pytest.raises(ConfigurationError, match="one of zarr, npz, robomimic, .*, but is 'csv'"):
+    with pytest.raises(ConfigurationError, match="one of zarr, npz, lerobot, robomimic, .*, but is 'csv'"):
         DatasetConfig(name="door", relative_path="demos.csv", format="csv")
-    with pytest.raises(ConfigurationError, match="memory_map works with the formats zarr, robomimic only"):
+    with pytest.raises(ConfigurationError, match="memory_map works with the formats zarr, lerobot, robomimic only"):
         task(memory_map=True)

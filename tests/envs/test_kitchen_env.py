@@ -28,7 +28,7 @@ from gymnasium_robotics.envs.franka_kitchen.utils import (  # noqa: E402
     read_config_from_node,
 )
 
-from envs.adroit import rendering  # noqa: E402
+from envs import rendering  # noqa: E402
 from envs.kitchen import KitchenEnv  # noqa: E402
 from envs.kitchen.env import TASKS  # noqa: E402
 from envs.kitchen.observations import to_diffusion_policy, to_gymnasium_robotics  # noqa: E402
