@@ -74,7 +74,7 @@ def lerobot_calls(wanted: list[str]) -> dict[str, Call]:
     stats = {name: {"min": torch.zeros(size), "max": torch.full((size,), 512.0)} for name, size in SIZES.items()}
     observation = {name: 512 * torch.rand(SIZES[name]) for name in (STATE, ENVIRONMENT)}
     calls: dict[str, Call] = {}
-    network = None
+    network: Any = None
     for name, settings in SAMPLERS.items():
         config = DiffusionConfig(
             device="cpu",

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SIZE = 48  # of the images
+SIZE = 96  # of the images of Push-T
 # Small parts, so that a step takes milliseconds.
 SMALL = [
     "--policy.type=drift",

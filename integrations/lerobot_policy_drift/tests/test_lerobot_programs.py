@@ -58,8 +58,6 @@ def test_evaluation_in_simulation(trained: Path, tmp_path: Path) -> None:
             f"--policy.path={checkpoint(trained)}",
             "--policy.device=cpu",
             "--env.type=pusht",
-            f"--env.observation_height={SIZE}",
-            f"--env.observation_width={SIZE}",
             "--env.episode_length=12",
             "--eval.n_episodes=2",
             "--eval.batch_size=2",
