@@ -153,8 +153,9 @@ def test_the_yaml_of_the_page_makes_the_policy(title: str, policy_class: type) -
     assert policy.policy.config.network.down_dims == [16, 32]
 
 
-def test_the_links_of_the_page_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "docs/diffusion_policy.md").read_text())
+@pytest.mark.parametrize("page", ["diffusion_policy.md", "lerobot.md"])
+def test_the_links_of_the_page_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "docs" / page).read_text())
     assert links and all((ROOT / "docs" / link).exists() for link in links)
 
 
