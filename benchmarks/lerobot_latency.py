@@ -100,7 +100,7 @@ def lerobot_calls(wanted: list[str]) -> dict[str, Call]:
             return network(sample, step, global_cond=condition)
 
     calls[FLOOR] = forward
-    return {name: call for name, call in calls.items() if name in wanted}
+    return {name: calls[name] for name in CASES if name in calls and name in wanted}
 
 
 def first_call(call: Call) -> float:

@@ -45,53 +45,59 @@ class TensorRecord(NamedTuple):
     stride: tuple[int, ...]
 
 
-class Placeholder:
-    """Stands for an object of any class; remembers what the file would have given to it.
+class Placeholder(type):
+    """Stands for a class, function or object of the file; remembers what the file would have given to it.
+
+    Placeholders are types, made of nothing, because a pickle may ask for an instance of any of them. Calling one, or
+    asking it for an instance, gives another.
 
     Attributes:
-        origin: "module.name" of the class or function that was asked for.
+        origin: "module.name" of the class or function that was asked for in the first place.
         args: positional arguments of its call.
         state: what its attributes would have been set from.
         items: what would have been put into it as a container: (key, value) or values.
     """
 
-    origin = ""
+    origin: str
     args: tuple[Any, ...]
     state: Any
     items: list[Any]
 
-    def __new__(cls, *args: Any, **_: Any) -> "Placeholder":
-        """Remember the arguments."""
-        self = super().__new__(cls)
-        self.args, self.state, self.items = args, None, []
+    def __new__(mcs, origin: str, args: tuple[Any, ...] = ()) -> "Placeholder":
+        """Make an empty type that remembers its origin and arguments."""
+        self = super().__new__(mcs, "Placeholder", (), {"__new__": _instance})
+        self.origin, self.args, self.state, self.items = origin, args, None, []
         return self
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        """Take any arguments: `__new__` has kept them."""
+    def __init__(cls, *_: Any) -> None:
+        """Take the arguments: `__new__` has kept them."""
 
-    def __call__(self, *args: Any) -> "Placeholder":
+    def __call__(cls, *args: Any, **_: Any) -> "Placeholder":
         """Stand for the result of calling what this stands for."""
-        result = Placeholder(*args)
-        result.state = self
-        return result
+        return Placeholder(cls.origin, args)
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    def __setstate__(cls, state: Any) -> None:
+        cls.state = state
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
+    def __setitem__(cls, key: Any, value: Any) -> None:
+        cls.items.append((key, value))
 
-    def append(self, value: Any) -> None:
+    def append(cls, value: Any) -> None:
         """Take an item of a list."""
-        self.items.append(value)
+        cls.items.append(value)
 
-    def extend(self, values: Any) -> None:
+    def extend(cls, values: Any) -> None:
         """Take the items of a list."""
-        self.items.extend(values)
+        cls.items.extend(values)
 
-    def add(self, value: Any) -> None:
+    def add(cls, value: Any) -> None:
         """Take an item of a set."""
-        self.items.append(value)
+        cls.items.append(value)
+
+
+def _instance(cls: Placeholder, *args: Any, **_: Any) -> Placeholder:
+    """Stand for an instance that the file asks for without calling its class."""
+    return Placeholder(cls.origin, args)
 
 
 class Entries(dict[Any, Any]):
@@ -139,8 +145,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         allowed = self._allowed.get((module_name, global_name))
         if allowed is not None:
             return allowed
-        # A class, because some pickles make an instance of what they name without calling it.
-        return type("Placeholder", (Placeholder,), {"origin": f"{module_name}.{global_name}"})
+        return Placeholder(f"{module_name}.{global_name}")
 
     def persistent_load(self, pid: Any) -> StorageRecord:
         """Return the record of a storage: ("storage", type, key, device, numel)."""
