@@ -245,9 +245,7 @@ PROGRAMS = {
     "stack global": b"\x80\x04\x8c\x02os\x8c\x06system\x93(S'touch {mark}'\ntR.",
     "dotted name": b"\x80\x04\x8c\x08builtins\x8c\x0dexec.__call__\x93(S\"open('{mark}','w')\"\ntR.",
     "new object": b"\x80\x02cos\nsystem\n(S'touch {mark}'\nt\x81.",
-    "instance of what a call made": (
-        b"cdill._dill\n_create_type\n(S'touch {mark}'\ntR(cos\nsystem\nt\x81(dS'a'\nI1\nsb."
-    ),
+    "instance of a result": b"cdill._dill\n_create_type\n(S'touch {mark}'\ntR(cos\nsystem\nt\x81(dS'a'\nI1\nsb.",
     "called twice": b"cbuiltins\ngetattr\n(cos\n__dict__\nS'x'\ntR(S'touch {mark}'\ntR.",
     "state of an object": b"cbuiltins\nlist\n)R(dS'a'\ncos\nsystem\n(S'touch {mark}'\ntRsb.",
 }
