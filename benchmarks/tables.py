@@ -192,12 +192,25 @@ def method_table(task: str, results: Path) -> str:
     return markdown(["policy", "evaluations", *scores, "success", *timing, "demonstrations"], rows)
 
 
+def runtime_table(results: Path) -> str:
+    """Decisions of the shipped sizes in PyTorch and onnxruntime, beside iterative heads on the same network."""
+    content = json.loads((results / "runtime_latency.json").read_text())
+    rows = [
+        [threads, observation, case, f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", f"{row['times_eager']:.2f}"]
+        for threads, observations in content["threads"].items()
+        for observation, cases in observations.items()
+        for case, row in cases.items()
+    ]
+    return markdown(["threads", "observation", "case", "p50 [ms]", "p99 [ms]", "x eager"], rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "pusht": pusht_table,
     "pusht_seeds": pusht_seed_table,
     "pusht_image": pusht_image_table,
     "latency": latency_table,
     "throughput": throughput_table,
+    "runtime": runtime_table,
     "evaluation": evaluation_table,
     "toy": toy_table,
 }
