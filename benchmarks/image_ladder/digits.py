@@ -2,7 +2,7 @@
 
     python -m benchmarks.image_ladder.digits --seeds 0 1 2
 
-About eleven minutes a seed on one core: the default drift training, then flow matching for as many seconds of updates.
+The default drift training, then flow matching for as many seconds of updates.
 Leaves results/image_gen/digits_seed<number>.json and a sample grid of each method beside it.
 """
 

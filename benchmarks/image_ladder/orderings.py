@@ -2,7 +2,7 @@
 
     python -m benchmarks.image_ladder.orderings --study antisymmetry --seeds 0 1 2
 
-One to two minutes a setting and seed on one core. Leaves results/image_gen/ordering_<study>_seed<number>.json.
+Leaves results/image_gen/ordering_<study>_seed<number>.json.
 Studies (the paper's tables): antisymmetry (weights of V+ and V-), positives (N_pos), negatives (N_neg = N_pos at equal
 numbers of samples a step), features (encoder or raw pixels), temperatures (one or three).
 """

@@ -40,7 +40,7 @@ class CollectConfig:
     episodes: int = 1000  # successful episodes to keep
     action_mode: str = "relative"  # what actions are: "relative" displacements, or "absolute" targets of the effector
     # Standard deviation, in metres, of what disturbs every command when it is executed and is not recorded: recordings
-    # then show how to recover. Without it policies that slip off a block do not find back (results/block_push).
+    # then show how to recover.
     disturbance: float = 0.006
     start_seed: int = 300000  # first start state; far from those of training rollouts and of the benchmark
     max_attempts: int = 10000  # episodes to try before giving up
