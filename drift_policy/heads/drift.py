@@ -1,14 +1,15 @@
 """The drift head: one network evaluation maps noise and condition to an action chunk."""
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from drift_policy.drift import drift_loss
+from drift_policy.drift import drift_loss, energy_loss
 from drift_policy.drift.loss import Scope
 from drift_policy.drift.validation import check_temperatures
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import ConfigurationError, require
 from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
 
 
@@ -17,10 +18,14 @@ class DriftHeadConfig:
     """Settings of the drifting loss for behaviour cloning, where every observation has one positive."""
 
     samples_per_observation: int = 8  # G: samples drawn for each observation; they repel each other
+    kernel: str = "affinity"  # "affinity" is the paper's field; "energy" is unbiased with one demonstration each
+    # The affinity kernel only:
     temperatures: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.2])  # kernel widths over the mean distance
     affinity_floor: float = 0.0  # 0 keeps far modes apart (the paper's formula); 1e-6 is the released code
     scope: str = "batch"  # statistics over the whole "batch" (released code) or for each observation ("group")
+    # Both kernels:
     per_time_step: bool = False  # one kernel problem for each step of the chunk instead of one for the whole chunk
+    regression_weight: float = 0.0  # factor on the mean squared error of every sample, added to the drifting loss
 
     def __post_init__(self) -> None:
         if self.samples_per_observation < 1:
@@ -35,6 +40,18 @@ class DriftHeadConfig:
             raise ConfigurationError(f"head.affinity_floor must be in [0, 1), but is {self.affinity_floor}.")
         if self.scope not in ("batch", "group"):
             raise ConfigurationError(f"head.scope must be 'batch' or 'group', but is {self.scope!r}.")
+        require(
+            self.kernel in ("affinity", "energy"),
+            f"head.kernel must be 'affinity' or 'energy', but is {self.kernel!r}.",
+        )
+        require(
+            self.kernel != "energy" or self.samples_per_observation > 1,
+            "head.samples_per_observation must be at least 2 with head.kernel=energy: samples repel each other.",
+        )
+        require(
+            0 <= self.regression_weight < math.inf,
+            f"head.regression_weight must be a number from 0 on, but is {self.regression_weight}.",
+        )
 
 
 class DriftHead(ActionHead):
@@ -53,24 +70,34 @@ class DriftHead(ActionHead):
         return {"noise": self._draw_noise(batch, self.config.samples_per_observation, generator)}
 
     def compute_loss(self, action: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
-        """Return the drifting loss; watch the metrics instead, the loss is nearly constant by construction."""
+        """Return the drifting loss and metrics; the affinity kernel's loss is nearly constant by construction."""
         samples = self.network(condition=condition, sample=draws["noise"])
+        target = action.unsqueeze(1)
+        problems = self._kernel_problems(samples), self._kernel_problems(target)
+        loss, metrics = self._energy(*problems) if self.config.kernel == "energy" else self._affinity(*problems)
+        error = (samples - target).square().mean()
+        if self.config.regression_weight > 0:
+            loss = loss + self.config.regression_weight * error
+        metrics |= {"spread": sample_spread(samples.detach()), "action_mse": error.detach()}
+        return loss, metrics
+
+    def _affinity(self, gen: Tensor, pos: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the paper's loss, and its scale and forces."""
         scope: Scope = "group" if self.config.scope == "group" else "batch"
         loss, info = drift_loss(
-            self._kernel_problems(samples),
-            self._kernel_problems(action.unsqueeze(1)),
+            gen,
+            pos,
             temperatures=self.config.temperatures,
             affinity_floor=self.config.affinity_floor,
             scope=scope,
         )
-        with torch.no_grad():
-            metrics: Metrics = {
-                "scale": info["scale"],
-                "spread": sample_spread(samples),
-                "action_mse": (samples - action.unsqueeze(1)).square().mean(),
-            }
-            metrics |= {f"force_{temperature:g}": value.sqrt() for temperature, value in info["force_sq"].items()}
-        return loss.mean(), metrics
+        forces = {f"force_{temperature:g}": value.sqrt() for temperature, value in info["force_sq"].items()}
+        return loss.mean(), {"scale": info["scale"], **forces}
+
+    def _energy(self, gen: Tensor, pos: Tensor) -> tuple[Tensor, Metrics]:
+        """Return the energy score, and the mean distance to the demonstrations as its scale."""
+        loss, info = energy_loss(gen, pos)
+        return loss.mean(), {"scale": info.attraction}
 
     def sample(self, condition: Tensor, noise: Tensor, generator: Generators = None) -> Tensor:
         """Return one chunk for each noise with a single network evaluation; `generator` is not used."""
