@@ -3,9 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -63,8 +61,15 @@ def test_the_load_program_loses_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     from tests.helpers.policies import tiny_policy
 
     tiny_policy("drift").save_pretrained(tmp_path / "checkpoint")
-    load = server_load.Load(str(tmp_path / "checkpoint"), 8, server_load.free_port())
-    result: dict[str, Any] = server_load.measure_load(load, 2, 0.3)
-    assert (result["lost"], result["wrong"]) == (0, 0)
-    assert result["decisions_per_s"] > 0
-    assert np.isfinite(result["p99_ms"])
+    output = tmp_path / "load.json"
+    arguments = ["--ckpt", str(tmp_path / "checkpoint"), "--clients", "1", "2", "--batch-sizes", "8"]
+    monkeypatch.setattr(sys, "argv", ["server_load", *arguments, "--seconds", "0.3", "--output", str(output)])
+    server_load.main()
+    content = json.loads(output.read_text())
+    assert [(load["clients"], load["lost"], load["wrong"]) for load in content["loads"]] == [(1, 0, 0), (2, 0, 0)]
+    assert all(load["decisions_per_s"] > 0 and load["p99_ms"] >= load["p50_ms"] > 0 for load in content["loads"])
+    faults = content["faults"]
+    assert (faults["lost"], faults["wrong"], faults["surviving_clients"]) == (0, 0, 3)
+    # Every survivor came back, and waited for the server about as long as that was away.
+    assert faults["reconnects"] >= 3
+    assert faults["longest_wait_s"] > 0.5 * faults["server_away_s"]
