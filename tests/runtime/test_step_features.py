@@ -31,7 +31,7 @@ RunAs = Callable[[str, Policy], Any]
 
 def make(n_obs_steps: int = 2, n_action_steps: int = 3) -> Policy:
     """Return a policy whose decisions are repeatable, unless a test gives noise with noise_scale=1."""
-    sizes = {"n_obs_steps": n_obs_steps, "n_action_steps": n_action_steps, "horizon": 7}
+    sizes: dict[str, Any] = {"n_obs_steps": n_obs_steps, "n_action_steps": n_action_steps, "horizon": 7}
     return tiny_image_policy("drift", cameras=CAMERAS, noise_scale=0.0, **sizes)
 
 
@@ -93,7 +93,7 @@ def test_asynchronous_decisions_are_those_of_whole_observations(kind: str, run_a
     observations = episode(policy, 12)
     settings: dict[str, Any] = {"n_action_steps": 5, "replan_every": 4, "asynchronous": True}
     with RecedingHorizon(run, 10.0, **settings) as loop:
-        actions = []
+        actions: list[np.ndarray] = []
         for _ in range(2):
             loop.reset()
             for observation in observations:
