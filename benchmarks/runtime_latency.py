@@ -105,6 +105,7 @@ def make_policy(observation: str) -> Policy:
     policy = build_policy(policy_config_from_mapping(IMAGE_POLICIES[observation] | parts))
     ranges = {key: np.array([[-1.0] * size, [1.0] * size], np.float32) for key, size in policy.normalizer.sizes.items()}
     policy.set_normalizer(Normalizer.fit(ranges))
+    policy.encoder.prefer_single_images()  # as load_policy does
     return policy.eval()
 
 

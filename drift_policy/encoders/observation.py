@@ -65,6 +65,11 @@ class ObservationEncoder(nn.Module):
         }
         return {key: corners for key, corners in drawn.items() if corners is not None}
 
+    def prefer_single_images(self) -> None:
+        """Tell the backbones that have a `prefer_single_images` to lay out their weights for a robot loop on a CPU."""
+        for backbone in self.backbones.values():
+            getattr(backbone, "prefer_single_images", lambda: None)()
+
     def forward(self, observations: Mapping[str, Tensor], crops: Mapping[str, Tensor] | None = None) -> Tensor:
         """Map observations to one condition vector [B, C].
 

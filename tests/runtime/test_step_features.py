@@ -60,7 +60,8 @@ def episode(policy: Policy, steps: int, seed: int = 0) -> Episode:
 
 def whole_observation_actions(policy: Policy, observations: Episode) -> np.ndarray:
     """What the policy executes if every decision encodes all that it observes."""
-    history, actions = ObservationHistory(describe_policy(policy)), []
+    history = ObservationHistory(describe_policy(policy))
+    actions: list[np.ndarray] = []
     for number, observation in enumerate(observations):
         history.append(observation)
         if number % policy.n_action_steps == 0:
