@@ -8,7 +8,6 @@ network is the floor. Weights are random: they do not change the amount of work.
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from benchmarks.timing import measure_in_turns
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.networks import NETWORKS
@@ -70,16 +69,8 @@ def make_calls(network: str) -> dict[str, Callable[[], Any]]:
 
 
 def measure(calls: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
-    """Time every call `rounds` x `repeats` times in turns, [ms]; the first of each round only warms up."""
-    times: dict[str, list[float]] = {label: [] for label in calls}
-    for _ in track(range(rounds), description="timing"):
-        for label, call in calls.items():
-            call()
-            for _ in range(repeats):
-                started = time.perf_counter()
-                call()
-                times[label].append((time.perf_counter() - started) * 1000)
-    return times
+    """Time every call in turns, [ms]; see `measure_in_turns`, of which these are the steady calls."""
+    return {label: times.steady for label, times in measure_in_turns(calls, rounds, repeats).items()}
 
 
 def summarize(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:

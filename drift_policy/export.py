@@ -1,19 +1,21 @@
 """Write a checkpoint as one file for a robot: normalisation, encoder and generator; the noise is an input.
 
-    python -m drift_policy.export ckpt=runs/pusht/<name> [format=onnx|pt2] [output=policy.onnx]
+    python -m drift_policy.export ckpt=runs/pusht/<name> [format=onnx|pt2] [output=policy.onnx] [plugins=[...]]
 
-ckpt:    run folder, checkpoint folder, or hf://owner/name; with the drift or the regression head
-format:  onnx, for drift_policy.runtime.onnx_policy.OnnxPolicy or any ONNX runtime; pt2, for torch.export.load
-output:  the file; policy.onnx or policy.pt2 by default
+ckpt:     run folder, checkpoint folder, or hf://owner/name; with the drift or the regression head
+format:   onnx, for drift_policy.runtime.onnx_policy.OnnxPolicy or any ONNX runtime; pt2, for torch.export.load
+output:   the file; policy.onnx or policy.pt2 by default
+plugins:  modules of yours to import first, for example [my_package.my_backbones]
 
 The file is held against the policy on random inputs, and not written if they differ by more than 1e-5.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from drift_policy.cli import command_line, parse_arguments
+from drift_policy.plugins import import_plugins
 
 
 @dataclass
@@ -23,12 +25,14 @@ class ExportConfig:
     ckpt: str  # run folder, checkpoint folder, or hf://owner/name
     format: str = "onnx"  # "onnx" or "pt2"
     output: str | None = None  # the file; policy.<format> by default
+    plugins: list[str] = field(default_factory=list)  # modules to import first, for example image backbones of yours
 
 
 def main() -> None:
     """Load, export, check, report."""
     with command_line() as console:
         config = parse_arguments(ExportConfig, sys.argv[1:], __doc__)
+        import_plugins(config.plugins)
         # Imported after the arguments are checked: torch takes seconds.
         from drift_policy.runtime.export import export_policy
         from drift_policy.serialization import load_policy

@@ -5,7 +5,7 @@ Ta executed steps, Da action size.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from drift_policy.data.normalizer import Normalizer
-from drift_policy.encoders import ObservationEncoder, ObservationSpec
+from drift_policy.encoders import ObservationEncoder
 from drift_policy.encoders.backbones import backbone_kind
-from drift_policy.encoders.image import RANGE_TOLERANCE
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Generators, Metrics, head_kind
+from drift_policy.inputs import as_observation, check_finite, checked_step, checked_steps
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, PolicyConfig
+from drift_policy.runtime.step_features import ObservedStep, StepHistory, decide, encode_newest
 from drift_policy.serialization import save_policy
 
 Observation = Mapping[str, Tensor | np.ndarray]
@@ -84,6 +85,16 @@ class Policy(nn.Module):
         """Network evaluations (NFE) of one decision."""
         return self.head.num_evaluations
 
+    @property
+    def feature_size(self) -> int:
+        """F: numbers of an encoded observation step."""
+        return self.encoder.output_size // self.n_obs_steps
+
+    @property
+    def encodes_steps(self) -> bool:
+        """Whether the robot loop encodes each step once: it has cameras and observes several steps."""
+        return self.n_obs_steps > 1 and len(self.encoder.backbones) > 0
+
     def set_normalizer(self, normalizer: Normalizer) -> None:
         """Take over the maps of a fitted normaliser.
 
@@ -137,7 +148,7 @@ class Policy(nn.Module):
         drawn = {name: self._to_device(value) for name, value in drawn.items()}
         crops = {name.removeprefix(_CROP): value for name, value in drawn.items() if name.startswith(_CROP)}
         noise = {name.removeprefix(_NOISE): value for name, value in drawn.items() if name.startswith(_NOISE)}
-        condition = self._encode(self._as_observation(batch["obs"]), crops, noise)
+        condition = self._encode(as_observation(self.config.observations, batch["obs"]), crops, noise)
         return self.head.compute_loss(action, condition, drawn)
 
     @torch.inference_mode()
@@ -148,6 +159,7 @@ class Policy(nn.Module):
         generator: Generators = None,
         noise: Tensor | np.ndarray | None = None,
         noise_scale: float | None = None,
+        features: Sequence[Tensor | np.ndarray] | None = None,
     ) -> dict[str, Tensor]:
         """Draw one action chunk for each observation.
 
@@ -159,20 +171,39 @@ class Policy(nn.Module):
             noise: the noise itself, [B, Tp, Da], standard normal; then `generator` only feeds what an
                 iterative head draws on the way.
             noise_scale: factor on the noise; 0.0 gives the most typical chunk. Default: the configuration's.
+            features: [B, F] of each of the first steps, from `encode_step` or an earlier answer; `obs` then holds the
+                steps after them alone, at least one. They are those of the present weights.
 
         Returns:
-            {"action": [B, Ta, Da], "action_pred": [B, Tp, Da]} in the units of the demonstrations.
+            {"action": [B, Ta, Da], "action_pred": [B, Tp, Da]} in the units of the demonstrations; with `features`,
+            which may be an empty list, also "features": [B, To, F].
 
         Raises:
             ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
         """
-        observation = self._checked(obs)
+        given = () if features is None else features
+        if len(given) >= self.n_obs_steps:
+            raise ValueError(f"features of {len(given)} steps are too many: this policy observes {self.n_obs_steps}.")
+        observation = self._checked(obs, self.n_obs_steps - len(given))
         batch = next(iter(observation.values())).shape[0]
         start = self._noise(noise, (batch, 1, self.horizon, self.action_dim), generator, noise_scale)
-        chunk = self.head.sample(self._encode(observation), start, generator).squeeze(1)
+        condition = self._encode(observation)
+        if given:
+            condition = torch.cat([*self._checked_features(given, batch), condition], dim=1)
+        chunk = self.head.sample(condition, start, generator).squeeze(1)
         prediction = self.normalizer.unnormalize(ACTION, chunk)
         first = self.n_obs_steps - 1
-        return {"action": prediction[:, first : first + self.n_action_steps], "action_pred": prediction}
+        answer = {"action": prediction[:, first : first + self.n_action_steps], "action_pred": prediction}
+        return answer if features is None else answer | {"features": condition.unflatten(1, (self.n_obs_steps, -1))}
+
+    @torch.inference_mode()
+    def encode_step(self, obs: Observation) -> Tensor:
+        """Return the features [B, F] of one observation step: normalised numbers, and what the images became.
+
+        Args:
+            obs: {key: [B, 1, ...]}; otherwise as in `predict_action`, with the same errors.
+        """
+        return self._encode(self._checked(obs, 1))
 
     @torch.inference_mode()
     def sample_actions(
@@ -193,27 +224,25 @@ class Policy(nn.Module):
     def select_action(self, obs_now: Observation | Tensor | np.ndarray) -> Tensor:
         """Return the next action [Da] for one unbatched observation {key: [...]}.
 
-        Keeps the last To observations and the rest of the current chunk; call `reset` between episodes.
-        The first observation of an episode stands for the missing earlier ones.
+        Keeps the last To observations and the rest of the current chunk; call `reset` between episodes, and when the
+        weights change. The first observation of an episode stands for the missing earlier ones. With cameras, steps
+        that the next decision observes are encoded when they come: after the first one, no call encodes more than one.
 
         Raises:
             ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
         """
-        observation = self._one_step(obs_now)
-        if not self._history:
-            self._history.extend([observation] * self.n_obs_steps)
-        else:
-            self._history.append(observation)
+        self._history.append(self._one_step(obs_now))
+        window = self._history.window()
         if not self._queue:
-            stacked = {
-                key: torch.stack([past[key] for past in self._history]).unsqueeze(0) for key in self.config.observations
-            }
-            self._queue.extend(self.predict_action(stacked)["action"][0])
-        return self._queue.popleft()
+            self._queue.extend(decide(self, window, _stacked)["action"][0])
+        action = self._queue.popleft()
+        if len(self._queue) < self.n_obs_steps - 1:  # the next decision observes this step
+            encode_newest(self, window, _stacked)
+        return action
 
     def reset(self) -> None:
-        """Forget the observations and actions of the current episode."""
-        self._history: deque[dict[str, Tensor]] = deque(maxlen=self.n_obs_steps)
+        """Forget the observations, their features and the actions of the current episode."""
+        self._history = StepHistory(self.n_obs_steps)
         self._queue: deque[Tensor] = deque()
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -260,59 +289,34 @@ class Policy(nn.Module):
         """Move a tensor to the policy's device, numbers also to its type; bytes and integers stay what they are."""
         return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
-    def _as_observation(self, obs: Any) -> Mapping[str, Any]:
-        """Accept the bare array of a policy that has a single observation key."""
-        if isinstance(obs, Mapping):
-            return obs
-        if len(self.config.observations) > 1:
-            raise ValueError(f"obs must be a dictionary with the keys {list(self.config.observations)}.")
-        return dict.fromkeys(self.config.observations, obs)
-
     def _one_step(self, obs_now: Any) -> dict[str, Tensor]:
         """Copy one unbatched observation to the policy's device: drivers and simulators reuse their buffers."""
-        given = self._as_observation(obs_now)
-        copied: dict[str, Tensor] = {}
-        for key, spec in self.config.observations.items():
-            if key not in given:
-                raise ValueError(f"obs lacks the key {key!r}: it has {sorted(given)}.")
-            value = torch.as_tensor(given[key])
-            if list(value.shape) != list(spec.shape):
-                raise ValueError(
-                    f"obs[{key!r}] must have shape {list(spec.shape)} (one step, without batch), "
-                    f"but has {list(value.shape)}.{_channels_hint(spec, value)}"
-                )
-            _check_values(f"obs[{key!r}]", spec, value)
-            dtype = value.dtype if spec.kind == "image" and value.dtype == torch.uint8 else self.dtype
-            copied[key] = value.to(self.device, dtype, copy=True)
-        return copied
+        given = checked_step(self.config.observations, obs_now)
+        return {key: value.to(self.device, self._type_of(key, value), copy=True) for key, value in given.items()}
 
-    def _checked(self, obs: Observation) -> dict[str, Tensor]:
-        """Check keys, shapes and values of the observation and move it to the policy's device."""
-        return {key: value.to(self.device) for key, value in self._checked_in_place(obs).items()}
+    def _checked(self, obs: Any, steps: int | None = None) -> dict[str, Tensor]:
+        """Check an observation of `steps` steps, To if absent, and move it to the policy's device."""
+        return {key: value.to(self.device) for key, value in self._checked_in_place(obs, steps).items()}
 
-    def _checked_in_place(self, obs: Observation) -> dict[str, Tensor]:
-        """Check keys, shapes and values of the observation, in the policy's type, on the device where it is."""
-        given = self._as_observation(obs)
-        checked: dict[str, Tensor] = {}
-        batch: int | None = None
-        for key, spec in self.config.observations.items():
-            if key not in given:
-                raise ValueError(f"obs lacks the key {key!r}: it has {sorted(given)}.")
-            value = torch.as_tensor(given[key])
-            expected = (self.n_obs_steps, *spec.shape)
-            if value.ndim != len(expected) + 1 or tuple(value.shape[1:]) != expected:
-                meaning = "numbers" if spec.kind == "state" else "channels, height, width"
-                raise ValueError(
-                    f"obs[{key!r}] must have shape [B, {', '.join(map(str, expected))}] (batch, observation steps, "
-                    f"{meaning}), but has {list(value.shape)}.{_channels_hint(spec, value)}"
-                )
-            if batch is not None and value.shape[0] != batch:
-                raise ValueError(f"obs[{key!r}] has batch size {value.shape[0]}, but another key has {batch}.")
-            _check_values(f"obs[{key!r}]", spec, value)
-            batch = value.shape[0]
-            dtype = value.dtype if spec.kind == "image" and value.dtype == torch.uint8 else self.dtype
-            checked[key] = value.to(dtype)
-        return checked
+    def _checked_in_place(self, obs: Any, steps: int | None = None) -> dict[str, Tensor]:
+        """Check an observation, in the policy's type, on the device where it is."""
+        given = checked_steps(self.config.observations, obs, self.n_obs_steps if steps is None else steps)
+        return {key: value.to(self._type_of(key, value)) for key, value in given.items()}
+
+    def _checked_features(self, features: Sequence[Tensor | np.ndarray], batch: int) -> list[Tensor]:
+        """Check features [B, F] of the steps before those that are observed, and move them to the policy's device."""
+        shape = (batch, self.feature_size)
+        checked = [torch.as_tensor(value) for value in features]
+        for value in checked:
+            if tuple(value.shape) != shape:
+                raise ValueError(f"features of a step must have shape {list(shape)}, but have {list(value.shape)}.")
+            check_finite("features", value)
+        return [value.to(self.device, self.dtype) for value in checked]
+
+    def _type_of(self, key: str, value: Tensor) -> torch.dtype:
+        """Return the type in which a value is used: images of bytes stay bytes."""
+        is_bytes = value.dtype == torch.uint8 and self.config.observations[key].kind == "image"
+        return value.dtype if is_bytes else self.dtype
 
     def _noise(
         self,
@@ -327,7 +331,7 @@ class Policy(nn.Module):
             given = torch.as_tensor(noise)
             if tuple(given.shape) != (shape[0], *shape[2:]):
                 raise ValueError(f"noise must have shape {[shape[0], *shape[2:]]}, but has {list(given.shape)}.")
-            _check_finite("noise", given)
+            check_finite("noise", given)
             return given.to(self.device, self.dtype).unsqueeze(1) * scale
         if isinstance(generator, list):
             if len(generator) != shape[0]:
@@ -342,33 +346,10 @@ class Policy(nn.Module):
         return torch.randn(shape, generator=generator, device=source, dtype=self.dtype).to(self.device)
 
 
-def _check_finite(name: str, value: Tensor) -> None:
-    """Refuse NaN and infinity in what the host gives; tensors on an accelerator are not waited for."""
-    if value.is_cpu and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{name} holds NaN or infinity: a value is missing.")
-
-
-def _check_values(name: str, spec: ObservationSpec, value: Tensor) -> None:
-    """Refuse numbers that are not finite, and images that are neither bytes nor floats in 0..1."""
-    if spec.kind == "state":
-        _check_finite(name, value)
-        return
-    if value.dtype == torch.uint8:
-        return
-    if not value.is_floating_point():
-        raise ValueError(f"{name} is an image of {value.dtype}: give uint8 (0..255) or float (0..1).")
-    low, high = (float(extreme) for extreme in torch.aminmax(value))
-    # Written so that NaN, with which every comparison fails, is refused.
-    if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
-        raise ValueError(
-            f"{name} is a float image with values from {low:g} to {high:g}: give float images in 0..1, or uint8."
-        )
-
-
-def _channels_hint(spec: ObservationSpec, value: Tensor) -> str:
-    if spec.kind == "image" and value.ndim >= 3 and list(value.shape[-3:]) == [*spec.shape[1:], spec.shape[0]]:
-        return " Its channels come last: move them before the height, for example np.moveaxis(image, -1, -3)."
-    return ""
+def _stacked(steps: Sequence[ObservedStep]) -> dict[str, Tensor]:
+    """Return steps as one observation {key: [1, T, ...]}."""
+    keys = steps[0].observation
+    return {key: torch.stack([step.observation[key] for step in steps]).unsqueeze(0) for key in keys}
 
 
 class DriftPolicy(Policy):

@@ -37,7 +37,7 @@ def save_policy(policy: "Policy", folder: str | Path) -> Path:
 
 
 def load_policy(path: str | Path, device: str | torch.device = "cpu") -> "Policy":
-    """Return the policy stored at `path`, in evaluation mode.
+    """Return the policy stored at `path`, in evaluation mode, on a CPU laid out for the single images of a robot loop.
 
     Args:
         path: a checkpoint folder (config.json and model.safetensors), a run folder (its best checkpoint by
@@ -57,7 +57,10 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> "Policy
     except (ConfigurationError, AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} does not describe a policy: {error}") from error
     policy.load_state_dict(read_tensors(folder / MODEL_FILE, policy.state_dict()))
-    return policy.to(device).eval()
+    policy = policy.to(device).eval()
+    if policy.device.type == "cpu":
+        policy.encoder.prefer_single_images()
+    return policy
 
 
 def resolve_checkpoint(path: str | Path) -> Path:

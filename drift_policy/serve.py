@@ -11,6 +11,7 @@ max_message_mb:  size of the largest message that is read
 max_clients:     connections at the same time
 max_batch_size:  observations of one decision: requests that wait together are answered together; 1 takes each alone
 batch_wait_ms:   how long to wait for further requests to batch
+plugins:         modules of yours to import first, for example [my_package.my_backbones]
 
 SIGTERM and Ctrl-C end it after the decisions that are under way.
 """
@@ -18,11 +19,12 @@ SIGTERM and Ctrl-C end it after the decisions that are under way.
 import asyncio
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from drift_policy.cli import command_line, parse_arguments
 from drift_policy.errors import ConfigurationError
+from drift_policy.plugins import import_plugins
 
 TOKEN_VARIABLE = "DRIFT_POLICY_TOKEN"
 
@@ -41,12 +43,14 @@ class ServeConfig:
     max_clients: int = 64
     max_batch_size: int = 8
     batch_wait_ms: float = 0.0
+    plugins: list[str] = field(default_factory=list)
 
 
 def load_served_policy(config: ServeConfig) -> Any:
-    """Return the policy that `config` names, an exported one without torch."""
+    """Import the modules of the user and return the policy that `config` names, an exported one without torch."""
     if config.num_threads < 1:
         raise ConfigurationError(f"num_threads must be at least 1, but is {config.num_threads}.")
+    import_plugins(config.plugins)
     if config.ckpt.endswith(".onnx"):
         from drift_policy.runtime.onnx_policy import OnnxPolicy
 

@@ -65,8 +65,15 @@ class ObservationEncoder(nn.Module):
         }
         return {key: corners for key, corners in drawn.items() if corners is not None}
 
+    def prefer_single_images(self) -> None:
+        """Tell the backbones that have a `prefer_single_images` to lay out their weights for a robot loop on a CPU."""
+        for backbone in self.backbones.values():
+            getattr(backbone, "prefer_single_images", lambda: None)()
+
     def forward(self, observations: Mapping[str, Tensor], crops: Mapping[str, Tensor] | None = None) -> Tensor:
         """Map observations to one condition vector [B, C].
+
+        Steps are encoded each for itself: of T steps instead of To, the vector holds T times the numbers of one.
 
         Args:
             observations: key -> normalised numbers [B, To, D], or images [B, To, C, H, W], uint8 or float in 0..1.
@@ -87,7 +94,7 @@ class ObservationEncoder(nn.Module):
             features = dict(zip(images, joined.unflatten(0, (len(images), -1)), strict=True))
         else:
             features = {key: self._backbone(key)(image) for key, image in images.items()}
-        return {key: value.unflatten(0, (-1, self._n_obs_steps)) for key, value in features.items()}
+        return {key: value.unflatten(0, observations[key].shape[:2]) for key, value in features.items()}
 
     def _backbone(self, camera: str) -> nn.Module:
         return self.backbones[_ALL_CAMERAS if self._share_backbone else camera]

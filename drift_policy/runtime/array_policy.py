@@ -1,20 +1,31 @@
 """The surface of a policy in numpy: what exported and remote policies share. No torch.
 
-Shape letters: B observations, To observation steps, Tp predicted steps (horizon), Ta executed steps, Da action size.
+Shape letters: B observations, To observation steps, Tp predicted steps (horizon), Ta executed steps, Da action size,
+F features of an observation step.
 """
 
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drift_policy.runtime.observations import Arrays, ObservationHistory, checked_observation
+from drift_policy.runtime.observations import Arrays, ObservationHistory, checked_observation, stacked
 from drift_policy.runtime.spec import PolicySpec
+from drift_policy.runtime.step_features import decide, encode_newest
 
 Floats = NDArray[np.float32]
+
+
+class Decided(NamedTuple):
+    """What came of a decision."""
+
+    prediction: Floats  # [B, Tp, Da]
+    timing: dict[str, float]  # milliseconds of each stage
+    features: Floats | None = None  # [B, To, F], of a policy that encodes steps
 
 
 class ArrayPolicy(ABC):
@@ -46,6 +57,7 @@ class ArrayPolicy(ABC):
         generator: np.random.Generator | None = None,
         noise: ArrayLike | None = None,
         noise_scale: float | None = None,
+        features: Sequence[ArrayLike] | None = None,
     ) -> dict[str, Any]:
         """Draw one action chunk for each observation.
 
@@ -55,54 +67,76 @@ class ArrayPolicy(ABC):
             generator: source of the noise, for a repeatable answer.
             noise: the noise itself, [B, Tp, Da], standard normal.
             noise_scale: factor on the noise; 0.0 gives the most typical chunk. Default: the policy's.
+            features: of a policy that `encodes_steps`: [B, F] of each of the first steps, from `encode_step` or an
+                earlier answer; `obs` then holds the steps after them alone, at least one.
 
         Returns:
             {"action": [B, Ta, Da], "action_pred": [B, Tp, Da]} in the units of the demonstrations, float32, and
-            "timing": the milliseconds of the decision's stages and their "total".
+            "timing": the milliseconds of the decision's stages and their "total". With `features`, which may be an
+            empty list, also "features": [B, To, F].
 
         Raises:
             ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
         """
         started = time.perf_counter()
-        observation = checked_observation(self.spec, obs)
+        if features is not None and not self.encodes_steps:
+            raise ValueError("This policy takes whole observations: leave features out.")
+        known = [] if features is None else list(features)
+        if len(known) >= self.n_obs_steps:
+            raise ValueError(f"features of {len(known)} steps are too many: this policy observes {self.n_obs_steps}.")
+        observation = checked_observation(self.spec, obs, self.n_obs_steps - len(known))
         batch = len(next(iter(observation.values())))
         scale = self.spec.noise_scale if noise_scale is None else noise_scale
         given = self._checked_noise(batch, generator, noise)
-        prediction, timing = self._decide(observation, given, scale)
+        decided = self._decide(observation, known, given, scale)
         first = self.spec.last_observed
-        return {
-            "action": prediction[:, first : first + self.n_action_steps],
-            "action_pred": prediction,
-            "timing": timing | {"total": (time.perf_counter() - started) * 1000},
+        answer = {
+            "action": decided.prediction[:, first : first + self.n_action_steps],
+            "action_pred": decided.prediction,
+            "timing": decided.timing | {"total": (time.perf_counter() - started) * 1000},
         }
+        return answer if features is None else answer | {"features": decided.features}
+
+    @property
+    def encodes_steps(self) -> bool:
+        """Whether the robot loop encodes each step once, with `encode_step` and `features`."""
+        return False
 
     def select_action(self, obs_now: Any) -> Floats:
         """Return the next action [Da] for one unbatched observation {key: [...]}.
 
-        Keeps the last To observations and the rest of the current chunk; call `reset` between episodes.
-        The first observation of an episode stands for the missing earlier ones.
+        Keeps the last To observations and the rest of the current chunk; call `reset` between episodes. The first
+        observation of an episode stands for the missing earlier ones. If the policy `encodes_steps`, those that the
+        next decision observes are encoded when they come: after the first one, no call encodes more than one.
 
         Raises:
             ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
         """
         self._history.append(obs_now)
+        window = self._history.window()
         if not self._queue:
-            self._queue.extend(self.predict_action(self._history.stacked())["action"][0])
-        return self._queue.popleft()
+            self._queue.extend(decide(self, window, stacked)["action"][0])
+        action = self._queue.popleft()
+        if len(self._queue) < self.n_obs_steps - 1:  # the next decision observes this step
+            encode_newest(self, window, stacked)
+        return action
 
     def reset(self, seed: int | None = None) -> None:
-        """Forget the observations and actions of the current episode; a seed also starts the noise anew."""
+        """Forget the observations, their features and the actions of the episode; a seed also starts the noise anew."""
         self._history.clear()
         self._queue.clear()
         if seed is not None:
             self._generator = np.random.default_rng(seed)
 
     @abstractmethod
-    def _decide(self, observation: Arrays, noise: Floats | None, noise_scale: float) -> tuple[Floats, dict[str, float]]:
-        """Return predictions [B, Tp, Da] and the milliseconds of each stage.
+    def _decide(
+        self, observation: Arrays, features: Sequence[ArrayLike], noise: Floats | None, noise_scale: float
+    ) -> Decided:
+        """Predict.
 
         Args:
             observation: checked; numbers are float32, images uint8 or float32.
+            features: of the steps before those in `observation`; none unless the policy encodes steps.
             noise: [B, Tp, Da], not yet scaled; None if neither noise nor a generator was given.
             noise_scale: factor on it.
         """

@@ -1,14 +1,16 @@
 """A policy that runs in a `PolicyServer`. Needs numpy, websockets and msgpack; no torch."""
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from numpy.typing import ArrayLike
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from drift_policy.errors import UserError
-from drift_policy.runtime.array_policy import ArrayPolicy, Floats
+from drift_policy.runtime.array_policy import ArrayPolicy, Decided, Floats
 from drift_policy.runtime.observations import Arrays
 from drift_policy.runtime.spec import PolicySpec, spec_from_json
 from drift_policy.runtime.wire import WireError, pack, unpack
@@ -81,7 +83,9 @@ class PolicyClient(ArrayPolicy):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decide(self, observation: Arrays, noise: Floats | None, noise_scale: float) -> tuple[Floats, dict[str, float]]:
+    def _decide(
+        self, observation: Arrays, features: Sequence[ArrayLike], noise: Floats | None, noise_scale: float
+    ) -> Decided:
         self._num_requests += 1
         started = time.perf_counter()
         answer = self._ask(
@@ -98,7 +102,7 @@ class PolicyClient(ArrayPolicy):
         if answer.get("id") != self._num_requests or prediction.shape != shape:
             raise ServerError(f"{self._url} answered with {prediction.shape} instead of {shape}: is it another policy?")
         timing = {f"server_{stage}": float(value) for stage, value in answer["timing"].items()}
-        return prediction, timing | {"round_trip": (time.perf_counter() - started) * 1000}
+        return Decided(prediction, timing | {"round_trip": (time.perf_counter() - started) * 1000})
 
     def _ask(self, message: dict[str, Any]) -> dict[str, Any]:
         """Send a message and return its answer, over as many connections as it takes."""

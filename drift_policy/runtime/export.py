@@ -2,6 +2,10 @@
 
 The graph reads the observation keys (numbers as float32, images as float32 in 0..1) and "noise" [B, Tp, Da], which is
 already multiplied with its scale, and returns "action_pred" [B, Tp, Da] in the units of the demonstrations.
+
+With cameras and To above 1, the ONNX graph can leave out steps that it has encoded before. It then also reads
+"past_features" [B, To-1, F], takes any number T of steps from 1 on, and returns "features" [B, To, F] beside the
+prediction: those of the newest To of past and new steps. With all To steps given, the past is not used: give zeros.
 """
 
 import logging
@@ -18,7 +22,7 @@ from torch.export import Dim, ExportedProgram
 from drift_policy.errors import ConfigurationError, UserError
 from drift_policy.policy import Policy
 from drift_policy.policy_config import ACTION
-from drift_policy.runtime.onnx_policy import NOISE, PREDICTION, OnnxPolicy
+from drift_policy.runtime.onnx_policy import FEATURES, NOISE, PAST, PREDICTION, OnnxPolicy
 from drift_policy.runtime.spec import METADATA_KEY, describe_policy
 
 FORMATS = ("onnx", "pt2")
@@ -60,9 +64,28 @@ class DecisionGraph(nn.Module):
 
     def forward(self, observations: Mapping[str, Tensor], noise: Tensor) -> Tensor:
         """Map observations {key: [B, To, ...]} and scaled noise [B, Tp, Da] to predictions [B, Tp, Da]."""
-        condition = self.policy.encoder(self.policy.normalize_observation(observations))
+        return self._generate(self._encode(observations), noise)
+
+    def _encode(self, observations: Mapping[str, Tensor]) -> Tensor:
+        encoded: Tensor = self.policy.encoder(self.policy.normalize_observation(observations))
+        return encoded
+
+    def _generate(self, condition: Tensor, noise: Tensor) -> Tensor:
         chunk = self.policy.head.sample(condition, noise.unsqueeze(1)).squeeze(1)
         return self.policy.normalizer.unnormalize(ACTION, chunk)
+
+
+class StepwiseDecisionGraph(DecisionGraph):
+    """A decision that encodes only the steps that come after those whose features are given."""
+
+    def forward(  # type: ignore[override]  # exporters read the arguments by their order
+        self, observations: Mapping[str, Tensor], noise: Tensor, past: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Map T new steps {key: [B, T, ...]}, noise and past features [B, To-1, F] to predictions and features."""
+        steps = next(iter(observations.values())).shape[1]
+        new = self._encode(observations).unflatten(1, (steps, past.shape[2]))
+        features = torch.cat([past, new], dim=1)[:, -self.policy.n_obs_steps :]
+        return self._generate(features.flatten(1), noise), features
 
 
 def export_policy(policy: Policy, path: str | Path, file_format: str = "onnx") -> float:
@@ -88,10 +111,9 @@ def export_policy(policy: Policy, path: str | Path, file_format: str = "onnx") -
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.writing.{file_format}")
     try:
-        program = trace(policy)
         write, read = (_write_onnx, _read_onnx) if file_format == "onnx" else (_write_pt2, _read_pt2)
-        write(program, policy, temporary)
-        difference = largest_difference(policy, read(temporary))
+        write(policy, temporary)
+        difference = max(largest_difference(policy, run) for run in read(temporary))
         if not difference <= TOLERANCE:
             raise ParityError(
                 f"The exported graph differs from the policy by {difference:.1e} of the actions' range, more than "
@@ -115,6 +137,24 @@ def trace(policy: Policy) -> ExportedProgram:
     shapes = ({key: {0: batch} for key in observations}, {0: batch})
     with torch.no_grad(), _quiet():
         return torch.export.export(graph, (observations, noise), dynamic_shapes=shapes)
+
+
+def trace_stepwise(policy: Policy) -> ExportedProgram:
+    """Return the graph of a decision that takes features of past steps, for any batch size up to 4096.
+
+    Raises:
+        ConfigurationError: the head is iterative, or the policy is in training mode.
+    """
+    graph = StepwiseDecisionGraph(policy)
+    # Traced with more steps than are ever given: sizes 0 and 1, and those that other sizes equal, would be built in.
+    most = policy.n_obs_steps + 1
+    batch, steps = Dim("batch", min=1, max=_LARGEST_BATCH), Dim("steps", min=1, max=most)
+    observations, noise = random_inputs(policy, _TRACED_BATCH, seed=0)
+    longer = {key: torch.cat([value[:, :1], value], dim=1) for key, value in observations.items()}
+    past = torch.zeros(_TRACED_BATCH, policy.n_obs_steps - 1, policy.feature_size)
+    shapes = ({key: {0: batch, 1: steps} for key in longer}, {0: batch}, {0: batch})
+    with torch.no_grad(), _quiet():
+        return torch.export.export(graph, (longer, noise, past), dynamic_shapes=shapes)
 
 
 def random_inputs(policy: Policy, batch: int, seed: int) -> tuple[Inputs, Tensor]:
@@ -148,7 +188,7 @@ def largest_difference(policy: Policy, run: Runner) -> float:
     return largest
 
 
-def _write_onnx(program: ExportedProgram, policy: Policy, path: Path) -> None:
+def _write_onnx(policy: Policy, path: Path) -> None:
     try:
         import onnxruntime  # noqa: F401  # the file is checked with it
         import onnxscript  # noqa: F401  # torch.onnx writes with it
@@ -156,30 +196,44 @@ def _write_onnx(program: ExportedProgram, policy: Policy, path: Path) -> None:
         raise ConfigurationError(
             f"format=onnx needs the package {error.name}: pip install 'drift-policy[export]'."
         ) from error
-    names = [*policy.config.observations, NOISE]
+    read, returned = [*policy.config.observations, NOISE], [PREDICTION]
+    if policy.encodes_steps:
+        program, read, returned = trace_stepwise(policy), [*read, PAST], [*returned, FEATURES]
+    else:
+        program = trace(policy)
     with _quiet():
-        onnx = torch.onnx.export(program, input_names=names, output_names=[PREDICTION], dynamo=True, verbose=False)
+        onnx = torch.onnx.export(program, input_names=read, output_names=returned, dynamo=True, verbose=False)
     assert onnx is not None  # it is only for dynamo=False
     onnx.model.metadata_props[METADATA_KEY] = describe_policy(policy).to_json()
     onnx.save(path, external_data=False)
 
 
-def _read_onnx(path: Path) -> Runner:
+def _read_onnx(path: Path) -> list[Runner]:
     exported = OnnxPolicy(path)
 
     def run(observations: Inputs, noise: Tensor) -> Tensor:
         arrays = {key: value.numpy() for key, value in observations.items()}
         return torch.as_tensor(exported.predict_action(arrays, noise=noise.numpy(), noise_scale=1.0)["action_pred"])
 
-    return run
+    def run_stepwise(observations: Inputs, noise: Tensor) -> Tensor:
+        steps = [
+            {key: value[:, number : number + 1].numpy() for key, value in observations.items()}
+            for number in range(exported.n_obs_steps)
+        ]
+        features = [exported.encode_step(step) for step in steps[:-1]]
+        answer = exported.predict_action(steps[-1], noise=noise.numpy(), noise_scale=1.0, features=features)
+        return torch.as_tensor(answer["action_pred"])
+
+    return [run, run_stepwise] if exported.encodes_steps else [run]
 
 
-def _write_pt2(program: ExportedProgram, policy: Policy, path: Path) -> None:
+def _write_pt2(policy: Policy, path: Path) -> None:
+    program = trace(policy)
     with _quiet():
         torch.export.save(program, path, extra_files={PT2_METADATA_FILE: describe_policy(policy).to_json()})
 
 
-def _read_pt2(path: Path) -> Runner:
+def _read_pt2(path: Path) -> list[Runner]:
     # torch.export.load may unpickle: only this file, which was written a moment ago, is read.
     with _quiet():
         graph = torch.export.load(path).module()
@@ -189,7 +243,7 @@ def _read_pt2(path: Path) -> Runner:
             predictions: Tensor = graph(observations, noise)
         return predictions
 
-    return run
+    return [run]
 
 
 @contextmanager

@@ -1,24 +1,25 @@
 """Observations as arrays: what a policy accepts, and the last steps of an episode. Needs numpy alone."""
 
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drift_policy.runtime.spec import ObservationKey, PolicySpec
+from drift_policy.runtime.step_features import ObservedStep, StepHistory
 
 Arrays = dict[str, NDArray[Any]]
 RANGE_TOLERANCE = 1e-3  # a float image this far outside 0..1 is rounding, not another range
 
 
-def checked_observation(spec: PolicySpec, obs: Any) -> Arrays:
+def checked_observation(spec: PolicySpec, obs: Any, steps: int | None = None) -> Arrays:
     """Return a batch of observations as float32 numbers and as images, checked.
 
     Args:
         spec: of the policy.
-        obs: {key: [B, To, ...]}, or the array itself for a policy with one key.
+        obs: {key: [B, T, ...]}, or the array itself for a policy with one key.
+        steps: T; To if absent.
 
     Raises:
         ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
@@ -28,7 +29,7 @@ def checked_observation(spec: PolicySpec, obs: Any) -> Arrays:
     batch: int | None = None
     for key, expected in spec.observations.items():
         value = _value(given, key)
-        shape = (spec.n_obs_steps, *expected.shape)
+        shape = (spec.n_obs_steps if steps is None else steps, *expected.shape)
         if value.ndim != len(shape) + 1 or value.shape[1:] != shape:
             meaning = "numbers" if expected.kind == "state" else "channels, height, width"
             raise ValueError(
@@ -75,29 +76,25 @@ def to_array(value: Any) -> NDArray[Any]:
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
-class ObservationHistory:
-    """The last To observations of an episode; the first one stands for the missing earlier ones.
+class ObservationHistory(StepHistory):
+    """The last To observations of an episode as arrays; the first one stands for the missing earlier ones.
 
     Args:
         spec: of the policy.
     """
 
     def __init__(self, spec: PolicySpec) -> None:
+        super().__init__(spec.n_obs_steps)
         self._spec = spec
-        self._steps: deque[Arrays] = deque(maxlen=spec.n_obs_steps)
 
     def append(self, obs_now: Any) -> None:
         """Copy one unbatched observation; errors of `checked_step`."""
-        step = checked_step(self._spec, obs_now)
-        self._steps.extend([step] * (1 if self._steps else self._spec.n_obs_steps))
+        super().append(checked_step(self._spec, obs_now))
 
-    def stacked(self) -> Arrays:
-        """Return {key: [1, To, ...]}, oldest step first."""
-        return {key: np.stack([step[key] for step in self._steps])[None] for key in self._spec.observations}
 
-    def clear(self) -> None:
-        """Forget the episode."""
-        self._steps.clear()
+def stacked(steps: Sequence[ObservedStep]) -> Arrays:
+    """Return steps as one observation {key: [1, T, ...]}."""
+    return {key: np.stack([step.observation[key] for step in steps])[None] for key in steps[0].observation}
 
 
 def _value(given: Mapping[str, Any], key: str) -> NDArray[Any]:

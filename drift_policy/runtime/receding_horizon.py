@@ -16,8 +16,9 @@ from numpy.typing import ArrayLike
 from drift_policy.errors import require
 from drift_policy.runtime.action_queue import ActionQueue, Actions
 from drift_policy.runtime.chunk_guard import ChunkGuard, ChunkRejectedError
-from drift_policy.runtime.observations import Arrays, ObservationHistory, to_array
+from drift_policy.runtime.observations import ObservationHistory, stacked, to_array
 from drift_policy.runtime.spec import describe_policy
+from drift_policy.runtime.step_features import Window, decide, encode_newest, encodes_steps
 
 _REMEMBERED = 3  # executed actions that the guard's jerk reaches back to
 
@@ -56,6 +57,10 @@ class RecedingHorizon:
     observations. Blocking, `step` returns after the decision; asynchronous, it returns at once and the old chunk goes
     on until the new one is there. Only the first decision of an episode is always waited for. NaN never gets through,
     with or without limits in the guard.
+
+    A policy that `encodes_steps` (a `Policy` or `OnnxPolicy` with cameras and To above 1) encodes those steps that the
+    next decision observes when they come, so that a decision encodes its newest observation alone. Blocking, the steps
+    before a decision take that time; asynchronous, the thread does it.
 
     Args:
         policy: a `Policy`, `GraphedPolicy`, `TimedPolicy`, `OnnxPolicy` or `PolicyClient`. It must not be used
@@ -162,6 +167,7 @@ class RecedingHorizon:
         held = action is None
         chosen = self._executed[-1] if action is None else action
         self._executed.append(chosen)
+        self._encode_ahead()
         return ControlStep(chosen.copy(), self._now, held, decision)
 
     def close(self) -> None:
@@ -183,16 +189,29 @@ class RecedingHorizon:
 
     def _decide(self) -> Decision | None:
         """Make a decision, or begin one; return it if it is there."""
-        observation, started = self._history.stacked(), self._clock()
+        window, started = self._history.window(), self._clock()
         if self._worker is None:
-            answer, ended = self._call(observation)
+            answer, ended = self._call(window)
             return self._take(answer, self._now, ended - started, self._steps_passed(ended - started))
-        self._pending = _Pending(self._now, started, self._worker.submit(self._call, observation))
+        self._pending = _Pending(self._now, started, self._worker.submit(self._call, window))
         return self._collect(wait=self._is_first)
 
-    def _call(self, observation: Arrays) -> tuple[dict[str, Any], float]:
-        answer = self._policy.predict_action(observation, **self._options)
+    def _call(self, window: Window) -> tuple[dict[str, Any], float]:
+        answer = decide(self._policy, window, stacked, **self._options)
         return answer, self._clock()
+
+    def _encode_ahead(self) -> None:
+        """Encode the newest step, in the thread if there is one, if the next decision observes it and is not begun.
+
+        Steps and their features belong to the worker while it has them: it does one thing after the other.
+        """
+        is_observed = self._observed_at + self._replan_every - self._now < self.spec.n_obs_steps
+        if not is_observed or self._pending is not None or not encodes_steps(self._policy):
+            return
+        if self._worker is None:
+            encode_newest(self._policy, self._history.window(), stacked)
+        else:  # an error comes again in the decision, which then encodes the step itself
+            self._worker.submit(encode_newest, self._policy, self._history.window(), stacked)
 
     def _collect(self, wait: bool = False) -> Decision | None:
         """Take over the asynchronous decision if it has arrived."""

@@ -9,6 +9,7 @@ import numpy as np
 from drift_policy.runtime.array_policy import ArrayPolicy
 from drift_policy.runtime.observations import Arrays
 from drift_policy.runtime.spec import PolicySpec, describe_policy
+from drift_policy.runtime.step_features import encodes_steps
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,11 @@ class WarmUp:
     """How long the first decisions took."""
 
     first_ms: float  # with everything that happens only once
-    last_ms: float  # what a decision takes from now on
+    last_ms: float  # what a decision from a whole observation takes from now on
 
 
 def warm_up(policy: Any, *, calls: int = 3, batch_size: int = 1) -> WarmUp:
-    """Make decisions that nobody executes.
+    """Make decisions that nobody executes, of whole observations and, where a policy can, of the newest step alone.
 
     The policy's queue and the random numbers of later decisions are not touched.
 
@@ -43,6 +44,10 @@ def warm_up(policy: Any, *, calls: int = 3, batch_size: int = 1) -> WarmUp:
         started = time.perf_counter()
         policy.predict_action(observation, **options)
         times.append((time.perf_counter() - started) * 1000)
+        if encodes_steps(policy):
+            newest = {key: value[:, -1:] for key, value in observation.items()}
+            features = [policy.encode_step(newest)] * (spec.n_obs_steps - 1)
+            policy.predict_action(newest, **options, features=features)
     return WarmUp(times[0], times[-1])
 
 

@@ -2,8 +2,9 @@
 
 import json
 import sys
+import time
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ pytest.importorskip("onnxruntime", reason="needs the packages of the export extr
 pytest.importorskip("websockets", reason="needs the packages of the serve extra")
 
 from benchmarks import runtime_latency, server_load  # noqa: E402  # after the packages are there
+from benchmarks.timing import measure_in_turns  # noqa: E402
 from drift_policy.runtime.spec import describe_policy  # noqa: E402
+from tests.helpers.image_policies import tiny_image_policy  # noqa: E402
+from tests.helpers.policies import CallCounter, tiny_obs, tiny_policy  # noqa: E402
 
 
 def test_the_latency_program_writes_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,8 +33,10 @@ def test_the_latency_program_writes_every_case(tmp_path: Path, monkeypatch: pyte
         torch.set_num_threads(threads)
     content = json.loads(output.read_text())
     cases = content["threads"]["1"]["state"]
-    assert cases.keys() == {"bare forward", "eager", "onnx", *runtime_latency.ITERATIVE}
+    loops = {"eager, robot loop", "onnx, robot loop"}
+    assert cases.keys() == {"bare forward", "eager", "onnx", *loops, *runtime_latency.ITERATIVE}
     assert all(case["p50_ms"] > 0 and case["p99_ms"] >= case["p50_ms"] for case in cases.values())
+    assert all(case["calls"] >= 2 and case["after_others_ms"] > 0 for case in cases.values())
     assert [goal["goal"] for goal in content["goals_on_one_thread"]] == [
         "state, onnx: p50_ms < 1",
         "state, eager: p50_ms < 3",
@@ -50,6 +56,41 @@ def test_the_image_policies_read_their_observations(name: str) -> None:
     assert forward().shape == (1, 1, policy.horizon, policy.action_dim)
 
 
+def test_the_loop_cases_decide_in_every_step_and_encode_its_newest_observation() -> None:
+    policy = tiny_image_policy()
+    example = {key: value.numpy() for key, value in tiny_obs(policy, 1).items()}
+    network, backbone = CallCounter(policy.head.network), CallCounter(policy.encoder.backbones["image"])
+    cases = runtime_latency.loop_cases("eager", policy, example)
+    assert cases.keys() == {"eager, robot loop", "eager, step ahead"}
+    step, ahead = (call for call, _ in cases.values())
+    for _ in range(3):
+        step()
+    assert (network.rows, backbone.rows) == ([1, 1, 1], [2, 1, 1])
+    ahead()
+    assert (network.calls, backbone.rows) == (3, [2, 1, 1, 1])
+    assert runtime_latency.loop_cases("eager", tiny_policy(), {"obs": np.zeros((1, 2, 5))}).keys() == {
+        "eager, robot loop"
+    }
+
+
+def test_first_calls_of_a_turn_are_kept_apart() -> None:
+    """A call that is slow after the other case has run, as with cold caches."""
+    last = ""
+
+    def call(name: str, first: float, later: float) -> None:
+        nonlocal last
+        time.sleep(later if last == name else first)
+        last = name
+
+    calls = {"fast": partial(call, "fast", 0.01, 0.001), "slow": partial(call, "slow", 0.03, 0.03)}
+    times = measure_in_turns(calls, rounds=2, repeats=3)
+    assert len(times["fast"].first) == len(times["slow"].first) == 2
+    assert min(times["fast"].first) >= 10
+    assert np.median(times["fast"].steady) < 10
+    assert len(times["fast"].steady) > 6  # more than asked for, because they are fast
+    assert len(times["slow"].steady) == 6
+
+
 def test_goals_are_compared_with_what_was_measured() -> None:
     def row(p50: float, times_eager: float) -> dict[str, float | None]:
         return {"p50_ms": p50, "p99_over_p50": 2.0, "times_eager": times_eager}
@@ -60,11 +101,16 @@ def test_goals_are_compared_with_what_was_measured() -> None:
 
 
 def test_the_load_program_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.helpers.policies import tiny_policy
-
     tiny_policy("drift").save_pretrained(tmp_path / "checkpoint")
-    load = server_load.Load(str(tmp_path / "checkpoint"), 8, server_load.free_port())
-    result: dict[str, Any] = server_load.measure_load(load, 2, 0.3)
-    assert (result["lost"], result["wrong"]) == (0, 0)
-    assert result["decisions_per_s"] > 0
-    assert np.isfinite(result["p99_ms"])
+    output = tmp_path / "load.json"
+    arguments = ["--ckpt", str(tmp_path / "checkpoint"), "--clients", "1", "2", "--batch-sizes", "8"]
+    monkeypatch.setattr(sys, "argv", ["server_load", *arguments, "--seconds", "0.3", "--output", str(output)])
+    server_load.main()
+    content = json.loads(output.read_text())
+    assert [(load["clients"], load["lost"], load["wrong"]) for load in content["loads"]] == [(1, 0, 0), (2, 0, 0)]
+    assert all(load["decisions_per_s"] > 0 and load["p99_ms"] >= load["p50_ms"] > 0 for load in content["loads"])
+    faults = content["faults"]
+    assert (faults["lost"], faults["wrong"], faults["surviving_clients"]) == (0, 0, 3)
+    # Every survivor came back, and waited for the server about as long as that was away.
+    assert faults["reconnects"] >= 3
+    assert faults["longest_wait_s"] > 0.5 * faults["server_away_s"]

@@ -105,3 +105,16 @@ def test_every_parameter_is_trained(network: Resnet18, images: Tensor) -> None:
 def test_sizes_below_one_are_refused(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"resnet18: {name} must be at least 1, but is 0"):
         Resnet18Config(**{name: 0})
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_layout_for_single_images_changes_no_answer(batch: int) -> None:
+    torch.manual_seed(0)
+    network = Resnet18(Resnet18Config(), 3, 40, 44).eval()
+    images = torch.rand(batch, 3, 40, 44)
+    with torch.inference_mode():
+        expected = network(images)
+        network.prefer_single_images()
+        torch.testing.assert_close(network(images), expected, rtol=1e-5, atol=1e-5)
+    kernels = [parameter for parameter in network.parameters() if parameter.ndim == 4 and parameter.shape[2] > 1]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)

@@ -43,6 +43,16 @@ def test_round_trip_is_exact(head: str, share: bool, tmp_path: Path) -> None:
     assert torch.equal(predict(loaded), expected)
 
 
+def test_a_loaded_resnet_is_laid_out_for_single_images_and_saved_as_before(tmp_path: Path) -> None:
+    backbone: dict[str, Any] = {"image_backbone_name": "resnet18", "image_backbone": Resnet18Config(feature_size=4)}
+    policy = tiny_image_policy(**backbone)
+    loaded = load_policy(policy.save_pretrained(tmp_path / "first"))
+    kernel = loaded.encoder.backbones["image"][0].weight  # type: ignore[index]  # a Sequential
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+    again = loaded.save_pretrained(tmp_path / "second")
+    assert (again / MODEL_FILE).read_bytes() == (tmp_path / "first" / MODEL_FILE).read_bytes()
+
+
 def test_the_file_says_all_that_is_needed_of_the_images(tmp_path: Path) -> None:
     policy = tiny_image_policy(cameras=TWO_CAMERAS, share_image_backbone=True)
     values = saved_config(policy.save_pretrained(tmp_path))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drift_policy import Policy
-from drift_policy.runtime.observations import ObservationHistory, checked_observation, checked_step
+from drift_policy.runtime.observations import ObservationHistory, checked_observation, checked_step, stacked
 from drift_policy.runtime.spec import describe_policy
 from tests.helpers.image_policies import tiny_image_policy
 from tests.helpers.policies import tiny_obs, tiny_policy
@@ -90,8 +90,8 @@ def test_the_history_fills_up_with_the_first_observation_and_copies() -> None:
         buffer[:] = step
         history.append({"obs": buffer})
         expected = [max(step - 2, 1), max(step - 1, 1), step]
-        assert history.stacked()["obs"][0, :, 0].tolist() == expected
+        assert stacked(history.window())["obs"][0, :, 0].tolist() == expected
     history.clear()
     history.append(buffer)
-    assert history.stacked()["obs"].shape == (1, 3, 5)
-    assert history.stacked()["obs"][0, :, 0].tolist() == [4, 4, 4]
+    assert stacked(history.window())["obs"].shape == (1, 3, 5)
+    assert stacked(history.window())["obs"][0, :, 0].tolist() == [4, 4, 4]

@@ -1,4 +1,4 @@
-"""Modules of the user that add parts to a training or an evaluation."""
+"""Modules of the user that add parts to a training, an evaluation, an export or a server."""
 
 import sys
 from collections.abc import Iterator
@@ -7,12 +7,15 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from drift_policy import export, serve
 from drift_policy.encoders import IMAGE_BACKBONES
 from drift_policy.errors import ConfigurationError, UserError
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.plugins import import_plugins
+from drift_policy.runtime.warm_up import blank_observation
 from drift_policy.training.run import train
+from tests.helpers.image_policies import tiny_image_policy
 from tests.helpers.image_task import image_task, image_training
 from tests.helpers.point_task import point_training
 
@@ -61,6 +64,36 @@ def test_a_backbone_of_the_user_is_trained_and_evaluated(folder: Path) -> None:
         evaluate(EvalConfig(str(run), evaluation, image_task()), folder, [], QUIET)  # a checkpoint imports nothing
     result = evaluate(EvalConfig(str(run), evaluation, image_task(), plugins=[NAME]), folder, [], QUIET)
     assert len(result.episodes) == 2
+
+
+@pytest.fixture
+def checkpoint(folder: Path) -> Path:
+    """A policy with the user's backbone, as a new process finds it."""
+    import_plugins([NAME])
+    config = IMAGE_BACKBONES[NAME].config()
+    policy = tiny_image_policy(image_backbone_name=NAME, image_backbone=config)
+    path = policy.save_pretrained(folder / "checkpoint")
+    forget_plugin()
+    return path
+
+
+def test_a_backbone_of_the_user_is_exported(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = checkpoint.parent / "policy.pt2"
+    arguments = ["export", f"ckpt={checkpoint}", "format=pt2", f"output={output}"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit):
+        export.main()
+    assert not output.exists()
+    monkeypatch.setattr(sys, "argv", [*arguments, f"plugins=[{NAME}]"])
+    export.main()
+    assert output.exists()
+
+
+def test_a_backbone_of_the_user_is_served(checkpoint: Path) -> None:
+    with pytest.raises(UserError, match=rf"'{NAME}' is unknown"):
+        serve.load_served_policy(serve.ServeConfig(str(checkpoint)))
+    policy = serve.load_served_policy(serve.ServeConfig(str(checkpoint), plugins=[NAME]))
+    assert policy.predict_action(blank_observation(policy.spec))["action"].isfinite().all()
 
 
 def test_missing_modules_are_refused_before_anything_else(tmp_path: Path) -> None:
