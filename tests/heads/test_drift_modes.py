@@ -1,7 +1,8 @@
 """What the drift head learns from two equally likely demonstrations +u(o) and -u(o), one of them at a time.
 
-Three outcomes exist: both modes, one of them, or their mean. How wide the first samples spread decides whether both are
-kept; from a narrow start the affinity floor decides between one mode (0) and the mean (1e-6, the released code).
+Three outcomes exist: both modes, one of them, or their mean. With the affinity kernel, how wide the first samples spread
+decides whether both are kept; from a narrow start the affinity floor decides between one mode (0) and the mean (1e-6, the
+released code). The energy kernel finds both from any start.
 """
 
 from typing import NamedTuple
@@ -33,10 +34,10 @@ def modes(obs: Tensor) -> Tensor:
     return 0.8 * torch.sin(obs[:, 0] @ frequencies + torch.arange(TP * DA)).reshape(-1, TP, DA)
 
 
-def make_policy(affinity_floor: float, wide_start: bool) -> Policy:
+def make_policy(affinity_floor: float, wide_start: bool, kernel: str = "affinity") -> Policy:
     policy = build_policy(
         tiny_config(
-            head_config=DriftHeadConfig(samples_per_observation=8, affinity_floor=affinity_floor),
+            head_config=DriftHeadConfig(samples_per_observation=8, affinity_floor=affinity_floor, kernel=kernel),
             network_config=MlpConfig(width=64, depth=2),
             observations={"obs": 2},
             horizon=TP,
@@ -83,9 +84,9 @@ def measure(policy: Policy) -> Outcome:
     )
 
 
-def outcome(affinity_floor: float, wide_start: bool) -> Outcome:
+def outcome(affinity_floor: float, wide_start: bool, kernel: str = "affinity") -> Outcome:
     torch.manual_seed(0)
-    policy = make_policy(affinity_floor, wide_start)
+    policy = make_policy(affinity_floor, wide_start, kernel)
     train(policy)
     return measure(policy)
 
@@ -106,6 +107,13 @@ def test_the_released_floor_averages_the_modes_from_a_narrow_start() -> None:
     result = outcome(affinity_floor=1e-6, wide_start=False)
     assert result.on_mode == 0.0 and result.both_modes == 0.0
     assert result.length < 0.3
+
+
+@pytest.mark.parametrize("wide_start", [False, True])
+def test_the_energy_kernel_keeps_both_modes_from_any_start(wide_start: bool) -> None:
+    result = outcome(affinity_floor=0.0, wide_start=wide_start, kernel="energy")
+    assert result.on_mode > 0.8 and result.both_modes == 1.0
+    assert result.length == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize(
