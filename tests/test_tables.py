@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import tables
+from benchmarks import image_tables, tables
 
 
 def manifest(seed: int, scores: list[float]) -> dict[str, Any]:
@@ -33,3 +33,25 @@ def test_episodes_of_all_seeds_are_pooled(tmp_path: Path) -> None:
 def test_markers_are_required_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="table:pusht"):
         tables.fill("no tables here", tmp_path)
+
+
+def test_image_page_shows_what_the_result_files_say() -> None:
+    page = image_tables.PAGE.read_text()
+    assert tables.fill(page, tables.RESULTS, required=image_tables.TABLES, optional={}) == page
+
+
+def test_image_tables_average_over_seeds(tmp_path: Path) -> None:
+    folder = tmp_path / "image_gen"
+    folder.mkdir()
+    for seed, distance in ((0, 10.0), (1, 20.0)):
+        scores = {image_tables.DISTANCE: distance, "accuracy": 0.5, "evaluations_per_image": 1}
+        run = {"training": {"seconds": 60.0, "steps": 200}, "scores": scores}
+        digits = {"methods": {"drift": run}, "held_out_real_images": {image_tables.DISTANCE: 1.0, "accuracy": 0.9}}
+        (folder / f"digits_seed{seed}.json").write_text(json.dumps(digits))
+        ordering = {"settings": [{"setting": "one", **run}]}
+        (folder / f"ordering_features_seed{seed}.json").write_text(json.dumps(ordering))
+    lines = image_tables.digits_table(tmp_path).splitlines()
+    assert "| drift | 1 | 15.0 | 0.500 | 1.0 | 2 |" in lines
+    assert "| held-out real digits |  | 1.0 | 0.900 |  |  |" in lines
+    assert "| one | 15.0 | 0.500 | 200 |" in image_tables.ordering_table("features", tmp_path).splitlines()
+    assert image_tables.ordering_table("positives", tmp_path) == tables.NOT_MEASURED

@@ -1,8 +1,8 @@
 """What the drift head learns from two equally likely demonstrations +u(o) and -u(o), one of them at a time.
 
-Three outcomes exist: both modes, one of them, or their mean. With the affinity kernel, how wide the first samples spread
-decides whether both are kept; from a narrow start the affinity floor decides between one mode (0) and the mean (1e-6, the
-released code). The energy kernel finds both from any start.
+Three outcomes exist: both modes, one of them, or their mean. With the affinity kernel, how wide the first samples
+spread decides whether both are kept; from a narrow start the affinity floor decides between one mode (0) and the mean
+(1e-6, the released code). The energy kernel finds both from any start.
 """
 
 from typing import NamedTuple

@@ -1,0 +1,81 @@
+"""The tables of docs/image_gen.md, generated from the files that the ladder left under results/image_gen/.
+
+python -m benchmarks.image_tables           writes the tables between the markers of docs/image_gen.md
+python -m benchmarks.image_tables --check   exits with 1 if docs/image_gen.md differs from what the files say
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tables import NOT_MEASURED, RESULTS, ROOT, fill, markdown
+
+PAGE = ROOT / "docs" / "image_gen.md"
+STUDIES = ("antisymmetry", "positives", "negatives", "features", "temperatures")
+DISTANCE = "Frechet distance in digits features"
+SCORES = (DISTANCE, "accuracy")
+Scores = Mapping[str, Any]
+
+
+def digits_table(results: Path) -> str:
+    """Digits: every method with the same network after the same seconds of updates; mean over training seeds."""
+    files = _files(results, "digits_seed*.json")
+    if not files:
+        return NOT_MEASURED
+    rows = []
+    for method in files[0]["methods"]:
+        runs = [file["methods"][method] for file in files]
+        evaluations = str(runs[0]["scores"]["evaluations_per_image"])
+        minutes = sum(run["training"]["seconds"] for run in runs) / len(runs) / 60
+        rows.append([method, evaluations, *_means([run["scores"] for run in runs]), f"{minutes:.1f}", str(len(runs))])
+    real = _means([files[0]["held_out_real_images"]])
+    rows.append(["held-out real digits", "", *real, "", ""])
+    return markdown(["method", "evaluations", DISTANCE, "accuracy", "training [min]", "seeds"], rows)
+
+
+def ordering_table(study: str, results: Path) -> str:
+    """One ordering of the paper on the digits: every setting after the same number of steps; mean over seeds."""
+    files = _files(results, f"ordering_{study}_seed*.json")
+    if not files:
+        return NOT_MEASURED
+    rows = []
+    for position, first in enumerate(files[0]["settings"]):
+        scores = [file["settings"][position]["scores"] for file in files]
+        rows.append([first["setting"], *_means(scores), str(files[0]["settings"][position]["training"]["steps"])])
+    return markdown([study, DISTANCE, f"accuracy ({len(files)} seed{'s' * (len(files) > 1)})", "steps"], rows)
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "digits": digits_table,
+    **{f"ordering_{study}": partial(ordering_table, study) for study in STUDIES},
+}
+
+
+def _files(results: Path, pattern: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((results / "image_gen").glob(pattern))]
+
+
+def _means(scores: Sequence[Scores]) -> tuple[str, str]:
+    distance, accuracy = (sum(float(score[name]) for score in scores) / len(scores) for name in SCORES)
+    return f"{distance:.1f}", f"{accuracy:.3f}"
+
+
+def main() -> None:
+    """Write or check the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    arguments = parser.parse_args()
+    current = PAGE.read_text()
+    filled = fill(current, RESULTS, required=TABLES, optional={})
+    if not arguments.check:
+        PAGE.write_text(filled)
+    elif filled != current:
+        sys.exit("docs/image_gen.md does not show what results/ says: run python -m benchmarks.image_tables")
+
+
+if __name__ == "__main__":
+    main()
