@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from drift_policy.data.idle import moving_windows
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
@@ -193,11 +192,7 @@ def build_policy_and_data(
         HELD_OUT: np.flatnonzero(held_out).tolist(),
     }
     policy = build_policy(policy_config, metadata)
-    normalizer = Normalizer.fit(stats, constant_range=config.task.constant_range)
-    policy.set_normalizer(normalizer)
-    if trainer.idle_threshold > 0:
-        moving = moving_windows(train_set, normalizer, sizes["n_action_steps"], trainer.idle_threshold)
-        train_set.rows = train_set.rows[moving]
+    policy.set_normalizer(Normalizer.fit(stats, constant_range=config.task.constant_range))
     validation_set = make_windows(config.task, buffer, held_out, **sizes) if held_out.any() else None
     return policy.to(device), TrainingData(train_set, validation_set, config.task.dataset.memory_map)
 

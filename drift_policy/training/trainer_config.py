@@ -23,7 +23,6 @@ class TrainerConfig:
     gradient_clip: float | None = 2.0  # largest global gradient norm; null is no clipping
     ema_decay: float = 0.999  # decay of the averaged weights that are saved and evaluated
     observation_noise: float = 0.0  # standard deviation of noise on normalised observed numbers, an augmentation
-    idle_threshold: float = 0.0  # windows whose normalised observations move less are left out; 0 keeps all
     precision: str = "float32"  # "tfloat32" (GPU) or "bfloat16" (autocast): faster; the drift loss stays in float32
     compile: bool = False  # torch.compile the whole update, on a GPU with CUDA graphs; costs half a minute at the start
     sharding: str = "none"  # "fsdp2": several processes share one copy of weights, gradients and moments
@@ -43,7 +42,7 @@ class TrainerConfig:
         positive = ("num_steps", "batch_size", "gradient_accumulation_steps", "num_workers", "validation_windows")
         for name in (*positive, "log_every", "validate_every", "checkpoint_every", "keep_best"):
             require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
-        for name in ("warmup_steps", "rollout_every", "weight_decay", "observation_noise", "idle_threshold"):
+        for name in ("warmup_steps", "rollout_every", "weight_decay", "observation_noise"):
             require(getattr(self, name) >= 0, f"trainer.{name} must not be negative, but is {getattr(self, name)}.")
         require(self.learning_rate > 0, f"trainer.learning_rate must be positive, but is {self.learning_rate}.")
         require(
