@@ -18,9 +18,10 @@ from drift_policy.encoders import ObservationEncoder
 from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Generators, Metrics, head_kind
+from drift_policy.heads.drift import DriftHead, Positives
 from drift_policy.inputs import as_observation, check_finite, checked_step, checked_steps
 from drift_policy.networks import build_network
-from drift_policy.policy_config import ACTION, PolicyConfig
+from drift_policy.policy_config import ACTION, POSITIVE_WEIGHTS, POSITIVES, PolicyConfig
 from drift_policy.runtime.step_features import ObservedStep, StepHistory, decide, encode_newest
 from drift_policy.serialization import save_policy
 
@@ -131,11 +132,12 @@ class Policy(nn.Module):
         Args:
             batch: {"obs": {key: [B, To, ...]} or the array itself for a policy with one key,
                 "action": [B, Tp, Da]}, in the units of the demonstrations; images [B, To, C, H, W] are uint8, or float
-                in 0..1.
+                in 0..1. For the drift head also, if the samples shall be attracted by several chunks,
+                "positives": [B, P, Tp, Da] in the units of the demonstrations, and "positive_weights": [B, P].
             draws: what `draw(B)` returned; drawn here if absent.
 
         Raises:
-            ValueError: the actions have another shape.
+            ValueError: the actions or positives have another shape, or the head compares with no positives.
         """
         given = batch[ACTION]
         if given.ndim != 3 or tuple(given.shape[1:]) != (self.horizon, self.action_dim):
@@ -149,7 +151,11 @@ class Policy(nn.Module):
         crops = {name.removeprefix(_CROP): value for name, value in drawn.items() if name.startswith(_CROP)}
         noise = {name.removeprefix(_NOISE): value for name, value in drawn.items() if name.startswith(_NOISE)}
         condition = self._encode(as_observation(self.config.observations, batch["obs"]), crops, noise)
-        return self.head.compute_loss(action, condition, drawn)
+        if POSITIVES not in batch:
+            return self.head.compute_loss(action, condition, drawn)
+        if not isinstance(self.head, DriftHead):
+            raise ValueError(f"batch['{POSITIVES}'] is for the drift head alone, not for {self.config.head_name!r}.")
+        return self.head.compute_loss(action, condition, drawn, self._positives(batch, len(action)))
 
     @torch.inference_mode()
     def predict_action(
@@ -272,6 +278,16 @@ class Policy(nn.Module):
         from drift_policy.hub import push_policy  # needs the network, which a policy that predicts does not
 
         return push_policy(self, repo_id, run=run, private=private)
+
+    def _positives(self, batch: Mapping[str, Any], size: int) -> Positives:
+        """Check the positives of a batch and normalise them."""
+        chunks, weights = batch[POSITIVES], batch[POSITIVE_WEIGHTS]
+        if chunks.ndim != 4 or tuple(chunks.shape) != (size, *weights.shape[1:], self.horizon, self.action_dim):
+            raise ValueError(
+                f"batch['{POSITIVES}'] must have shape [{size}, P, {self.horizon}, {self.action_dim}] and batch["
+                f"'{POSITIVE_WEIGHTS}'] [{size}, P], but they have {list(chunks.shape)} and {list(weights.shape)}."
+            )
+        return Positives(self.normalizer.normalize(ACTION, chunks), weights)
 
     def _encode(
         self,

@@ -16,6 +16,8 @@ from drift_policy.networks import network_kind
 from drift_policy.networks.mlp import MlpConfig
 
 ACTION = "action"  # key of the demonstrated actions in a batch and in the normaliser
+POSITIVES = "positives"  # key of several chunks an observation in a batch
+POSITIVE_WEIGHTS = "positive_weights"  # and of their weights
 
 # The parts of a policy that are chosen by name, and how a name is looked up.
 _PARTS: dict[str, Callable[[str], Any]] = {

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,8 +55,18 @@ class DriftHeadConfig:
         )
 
 
+class Positives(NamedTuple):
+    """Demonstrated chunks that attract the samples of an observation: its own, and those of similar observations."""
+
+    chunks: Tensor  # normalised, [B, P, Tp, Da]
+    weights: Tensor  # [B, P], not negative; 1 for each observation in sum
+
+
 class DriftHead(ActionHead):
-    """Generator trained with the drifting loss (Eq. 6); the demonstrated chunk is the positive of its observation."""
+    """Generator trained with the drifting loss (Eq. 6).
+
+    The positive of an observation is its demonstrated chunk, unless the loss is given several.
+    """
 
     time_conditioned = False
     config: DriftHeadConfig
@@ -69,11 +80,21 @@ class DriftHead(ActionHead):
         """Return the noise of G samples an observation."""
         return {"noise": self._draw_noise(batch, self.config.samples_per_observation, generator)}
 
-    def compute_loss(self, action: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:
-        """Return the drifting loss and metrics; the affinity kernel's loss is nearly constant by construction."""
+    def compute_loss(
+        self, action: Tensor, condition: Tensor, draws: Draws, positives: Positives | None = None
+    ) -> tuple[Tensor, Metrics]:
+        """Return the drifting loss and metrics; the affinity kernel's loss is nearly constant by construction.
+
+        Args:
+            action: normalised demonstrated chunks, [B, Tp, Da]; the regression and `action_mse` are about these alone.
+            condition: encoded observations, [B, C].
+            draws: from `draw(B)`, on the device of `action`.
+            positives: what attracts the samples, in place of `action`.
+        """
         samples = self.network(condition=condition, sample=draws["noise"])
         target = action.unsqueeze(1)
-        problems = self._kernel_problems(samples), self._kernel_problems(target)
+        chunks, weights = (target, None) if positives is None else positives
+        problems = self._kernel_problems(samples), self._kernel_problems(chunks), self._problem_weights(weights)
         loss, metrics = self._energy(*problems) if self.config.kernel == "energy" else self._affinity(*problems)
         error = (samples - target).square().mean()
         if self.config.regression_weight > 0:
@@ -81,12 +102,13 @@ class DriftHead(ActionHead):
         metrics |= {"spread": sample_spread(samples.detach()), "action_mse": error.detach()}
         return loss, metrics
 
-    def _affinity(self, gen: Tensor, pos: Tensor) -> tuple[Tensor, Metrics]:
+    def _affinity(self, gen: Tensor, pos: Tensor, weight_pos: Tensor | None) -> tuple[Tensor, Metrics]:
         """Return the paper's loss, and its scale and forces."""
         scope: Scope = "group" if self.config.scope == "group" else "batch"
         loss, info = drift_loss(
             gen,
             pos,
+            weight_pos=weight_pos,
             temperatures=self.config.temperatures,
             affinity_floor=self.config.affinity_floor,
             scope=scope,
@@ -94,9 +116,9 @@ class DriftHead(ActionHead):
         forces = {f"force_{temperature:g}": value.sqrt() for temperature, value in info["force_sq"].items()}
         return loss.mean(), {"scale": info["scale"], **forces}
 
-    def _energy(self, gen: Tensor, pos: Tensor) -> tuple[Tensor, Metrics]:
+    def _energy(self, gen: Tensor, pos: Tensor, weight_pos: Tensor | None) -> tuple[Tensor, Metrics]:
         """Return the energy score, and the mean distance to the demonstrations as its scale."""
-        loss, info = energy_loss(gen, pos)
+        loss, info = energy_loss(gen, pos, weight_pos=weight_pos)
         return loss.mean(), {"scale": info.attraction}
 
     def sample(self, condition: Tensor, noise: Tensor, generator: Generators = None) -> Tensor:
@@ -109,6 +131,12 @@ class DriftHead(ActionHead):
         if self.config.per_time_step:
             return chunks.transpose(1, 2).flatten(end_dim=1)
         return chunks.flatten(start_dim=2)
+
+    def _problem_weights(self, weights: Tensor | None) -> Tensor | None:
+        """Give each kernel problem of an observation its weights: [B, P] to [problems, P]."""
+        if weights is None or not self.config.per_time_step:
+            return weights
+        return weights.repeat_interleave(self.network.horizon, dim=0)
 
 
 def sample_spread(samples: Tensor) -> Tensor:

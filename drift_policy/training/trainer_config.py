@@ -1,5 +1,6 @@
 """How a policy is optimised; every field has a YAML counterpart in configs/trainer/."""
 
+import math
 from dataclasses import dataclass, field
 
 from drift_policy.errors import require
@@ -23,6 +24,8 @@ class TrainerConfig:
     gradient_clip: float | None = 2.0  # largest global gradient norm; null is no clipping
     ema_decay: float = 0.999  # decay of the averaged weights that are saved and evaluated
     observation_noise: float = 0.0  # standard deviation of noise on normalised observed numbers, an augmentation
+    neighbours: int = 1  # chunks that attract an observation's samples: its own, then those of the nearest observations
+    neighbour_width: float = 0.1  # root mean square distance of normalised observations where weights fall to exp(-1/2)
     precision: str = "float32"  # "tfloat32" (GPU) or "bfloat16" (autocast): faster; the drift loss stays in float32
     compile: bool = False  # torch.compile the whole update, on a GPU with CUDA graphs; costs half a minute at the start
     sharding: str = "none"  # "fsdp2": several processes share one copy of weights, gradients and moments
@@ -40,10 +43,14 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         positive = ("num_steps", "batch_size", "gradient_accumulation_steps", "num_workers", "validation_windows")
-        for name in (*positive, "log_every", "validate_every", "checkpoint_every", "keep_best"):
+        for name in (*positive, "neighbours", "log_every", "validate_every", "checkpoint_every", "keep_best"):
             require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
         for name in ("warmup_steps", "rollout_every", "weight_decay", "observation_noise"):
             require(getattr(self, name) >= 0, f"trainer.{name} must not be negative, but is {getattr(self, name)}.")
+        require(
+            0 < self.neighbour_width < math.inf,
+            f"trainer.neighbour_width must be a positive number, but is {self.neighbour_width}.",
+        )
         require(self.learning_rate > 0, f"trainer.learning_rate must be positive, but is {self.learning_rate}.")
         require(
             self.gradient_clip is None or self.gradient_clip > 0,

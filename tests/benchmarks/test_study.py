@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from benchmarks import study_report
 from benchmarks.study import Budget, Question, StudyConfig, command
+from drift_policy.cli import resolved
+from drift_policy.config import parse_config
 from drift_policy.errors import ConfigurationError
+from drift_policy.policy_config import policy_config_from_mapping
+from drift_policy.training.config import TrainConfig
 from tests.helpers import programs
 
 
@@ -83,3 +88,19 @@ def test_every_question_names_tasks_that_have_a_budget() -> None:
         question = OmegaConf.load(study_report.QUESTIONS / f"{name}.yaml")
         assert set(question.tasks) <= set(budgets), name
         assert len(question.variants) >= 2, name
+
+
+@pytest.mark.parametrize("name", study_report.question_names())
+def test_every_variant_is_a_configuration_of_the_training_program(name: str) -> None:
+    settings = OmegaConf.load(programs.ROOT / "configs" / "study" / "study.yaml").budgets
+    budgets = {task: Budget(**budget) for task, budget in settings.items()}
+    question = Question(**OmegaConf.load(study_report.QUESTIONS / f"{name}.yaml"))
+    for task in (task for task in question.tasks if budgets[task].program == "train_policy.py"):
+        for variant in question.variants:
+            run = StudyConfig(question, task, variant, 0, budgets, "results", "runs")
+            with initialize_config_dir(str(programs.ROOT / "configs"), version_base="1.3"):
+                composed = resolved(compose("train", command(run, name)[1:]))
+            trained = parse_config(TrainConfig, composed)
+            policy_config_from_mapping(
+                {**trained.policy, "action_dim": 2, "observations": {"obs": {"kind": "state", "shape": [20]}}}
+            )

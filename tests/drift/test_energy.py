@@ -9,10 +9,10 @@ from torch import Tensor
 from drift_policy.drift import energy_loss
 
 
-def field(gen: Tensor, pos: Tensor) -> Tensor:
+def field(gen: Tensor, pos: Tensor, weights: Tensor | None = None) -> Tensor:
     """Minus the gradient of the loss for every sample, in units of the mean over samples: [G, S]."""
     x = gen.clone().requires_grad_()
-    loss, _ = energy_loss(x[None], pos[None])
+    loss, _ = energy_loss(x[None], pos[None], weight_pos=None if weights is None else weights[None])
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     return -gradient * len(gen) * gen.shape[1] ** 0.5
 
@@ -37,6 +37,28 @@ def test_one_positive_at_a_time_gives_the_field_of_all_of_them_on_average() -> N
     x, y = random(5, 6, 0), random(9, 6, 1)
     single = torch.stack([field(x, positive[None]) for positive in y]).mean(dim=0)
     torch.testing.assert_close(single, field(x, y))
+
+
+@settings(deadline=None)
+@given(repeats=st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any), seed=st.integers(0, 999))
+def test_weights_are_repeated_positives(repeats: list[int], seed: int) -> None:
+    x, y = random(4, 3, seed), random(len(repeats), 3, seed + 1)
+    counts = torch.tensor(repeats)
+    repeated = field(x, y.repeat_interleave(counts, dim=0))
+    torch.testing.assert_close(field(x, y, counts.double()), repeated)
+    torch.testing.assert_close(field(x, y, counts.double() / sum(repeats)), repeated)
+
+
+def test_weights_of_one_do_not_change_a_bit() -> None:
+    x, y = random(4, 3, 0)[None].float(), random(5, 3, 1)[None].float()
+    assert torch.equal(energy_loss(x, y)[0], energy_loss(x, y, weight_pos=torch.ones(1, 5))[0])
+
+
+def test_weights_of_zero_attract_nothing() -> None:
+    x = random(4, 3, 0)
+    pushed = field(x, random(5, 3, 1), torch.zeros(5))
+    torch.testing.assert_close(pushed, field(x, random(2, 3, 2), torch.zeros(2)))
+    torch.testing.assert_close(pushed.sum(dim=0), torch.zeros(3, dtype=torch.float64))  # repulsion alone
 
 
 def test_field_vanishes_on_average_where_samples_and_positives_have_one_distribution() -> None:
@@ -68,6 +90,12 @@ def test_value_does_not_depend_on_the_size_of_constant_samples() -> None:
 def test_half_precision_is_computed_in_single() -> None:
     loss, info = energy_loss(torch.randn(2, 3, 4, dtype=torch.bfloat16), torch.randn(2, 1, 4, dtype=torch.bfloat16))
     assert loss.dtype == torch.float32 and info.attraction.ndim == 0
+
+
+@pytest.mark.parametrize("weights", [torch.ones(2, 2), -torch.ones(2, 1), torch.full((2, 1), torch.inf)])
+def test_wrong_weights_are_named(weights: Tensor) -> None:
+    with pytest.raises(ValueError, match="weight_pos must"):
+        energy_loss(torch.zeros(2, 2, 3), torch.zeros(2, 1, 3), weight_pos=weights)
 
 
 @pytest.mark.parametrize(

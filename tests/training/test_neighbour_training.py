@@ -1,0 +1,147 @@
+"""Training with the chunks of the nearest observations: one is today's training, and a resumed run is the whole one."""
+
+import csv
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from drift_policy import Policy
+from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.data.zarr_writer import write_zarr
+from drift_policy.errors import ConfigurationError, UserError
+from drift_policy.heads.drift import DriftHeadConfig
+from drift_policy.training.ema import Ema
+from drift_policy.training.parallel import Processes
+from drift_policy.training.run import train
+from drift_policy.training.trainer_config import TrainerConfig
+from drift_policy.training.update import PolicyUpdate
+from tests.helpers import programs
+from tests.helpers.image_task import image_training
+from tests.helpers.point_task import point_training
+from tests.helpers.policies import tiny_batch, tiny_policy
+from tests.helpers.training_runs import assert_same_state, press_ctrl_c, stop_before_step, tensors_of
+
+QUIET = Console(quiet=True)
+KERNELS = pytest.mark.parametrize("kernel", ["affinity", "energy"])
+STEPS = pytest.mark.parametrize("per_time_step", [False, True])
+
+
+def after_an_update(policy: Policy, batch: dict[str, Any]) -> Tensor:
+    copy = deepcopy(policy)
+    config = TrainerConfig(batch_size=len(batch["action"]), warmup_steps=0)
+    PolicyUpdate(copy, Ema(copy, 0.9), config, Processes(torch.device("cpu")), seed=0)(0, iter([batch]))
+    return torch.cat([parameter.detach().flatten() for parameter in copy.parameters()])
+
+
+@KERNELS
+@STEPS
+def test_the_own_chunk_as_the_only_positive_changes_no_bit(kernel: str, per_time_step: bool) -> None:
+    policy = tiny_policy(head_config=DriftHeadConfig(3, kernel=kernel, per_time_step=per_time_step))
+    batch = tiny_batch(policy, 8)
+    alone = batch | {"positives": batch["action"].unsqueeze(1), "positive_weights": torch.ones(8, 1)}
+    assert torch.equal(after_an_update(policy, batch), after_an_update(policy, alone))
+    other = tiny_batch(policy, 8, seed=5)["action"]
+    both = alone | {"positives": torch.stack([batch["action"], other], 1), "positive_weights": torch.full((8, 2), 0.5)}
+    assert not torch.equal(after_an_update(policy, batch), after_an_update(policy, both))
+
+
+@STEPS
+def test_weights_of_the_energy_kernel_average_the_losses_of_single_positives(per_time_step: bool) -> None:
+    policy = tiny_policy(head_config=DriftHeadConfig(3, kernel="energy", per_time_step=per_time_step)).double()
+    batch, draws = tiny_batch(policy, 4), policy.draw(4, torch.Generator().manual_seed(0))
+    batch = {"obs": {"obs": batch["obs"]["obs"].double()}, "action": batch["action"].double()}
+    other = tiny_batch(policy, 4, seed=3)["action"].double()
+    share = torch.tensor([[0.25, 0.75]], dtype=torch.float64).expand(4, 2)
+    both = batch | {"positives": torch.stack([batch["action"], other], dim=1), "positive_weights": share}
+    loss, metrics = policy.compute_loss(both, draws)
+    own, own_metrics = policy.compute_loss(batch, draws)
+    expected = 0.25 * own + 0.75 * policy.compute_loss(batch | {"action": other}, draws)[0]
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(metrics["action_mse"], own_metrics["action_mse"])  # is about the own chunk alone
+
+
+def test_positives_of_a_wrong_shape_or_for_another_head_are_refused() -> None:
+    policy = tiny_policy()
+    batch = tiny_batch(policy, 4)
+    chunks, weights = batch["action"].unsqueeze(1), torch.ones(4, 1)
+    for wrong in (
+        {"positives": chunks[:, 0], "positive_weights": weights},
+        {"positives": chunks[:3], "positive_weights": weights},
+        {"positives": chunks[:, :, 1:], "positive_weights": weights},
+        {"positives": chunks, "positive_weights": torch.ones(4, 2)},
+    ):
+        with pytest.raises(ValueError, match=r"batch\['positives'\] must have shape \[4, P, 6, 2\]"):
+            policy.compute_loss(batch | wrong)
+    regression = tiny_policy("regression")
+    with pytest.raises(ValueError, match="drift head alone, not for 'regression'"):
+        regression.compute_loss(batch | {"positives": chunks, "positive_weights": weights})
+
+
+@KERNELS
+def test_resume_with_neighbours_is_bit_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    settings: dict[str, Any] = {
+        "policy": {
+            "head": {"name": "drift", "samples_per_observation": 2, "kernel": kernel},
+            "network": {"name": "mlp", "width": 16, "depth": 1},
+        },
+        "trainer": {"neighbours": 4, "num_steps": 12, "rollout_every": 0},
+    }
+    one = deepcopy(settings)
+    one["trainer"]["neighbours"] = 1
+    whole = train(point_training(tmp_path / "whole", **deepcopy(settings)), [], QUIET)
+    stop_before_step(monkeypatch, 7, press_ctrl_c)
+    with pytest.raises(UserError, match="Stopped at step 8"):
+        train(point_training(tmp_path / "parts", **deepcopy(settings)), [], QUIET)
+    torch.manual_seed(12345)
+    parts = train(point_training(tmp_path / "parts", **deepcopy(settings), resume=True), [], QUIET)
+    assert_same_state(whole, parts)
+    alone = tensors_of(train(point_training(tmp_path / "alone", **one), [], QUIET))
+    assert any(not torch.equal(alone[name], tensor) for name, tensor in tensors_of(whole).items())
+
+
+def test_the_program_trains_with_neighbours_and_says_how_near_they_are(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    data = {
+        "action": rng.uniform(0, 512, (90, 2)).astype(np.float32),
+        "state": rng.uniform(0, 512, (90, 5)).astype(np.float32),
+        "keypoint": rng.uniform(0, 512, (90, 9, 2)).astype(np.float32),
+    }
+    write_zarr(tmp_path / "pusht.zarr", ReplayBuffer(data, np.arange(1, 4) * 30))
+    result = programs.run(
+        "train_policy.py",
+        "task=pusht",
+        *programs.SHORT,
+        "trainer.neighbours=4",
+        "trainer.neighbour_width=0.3",
+        "trainer.rollout_every=0",
+        "policy.head.kernel=energy",
+        f"data_path={tmp_path}/pusht.zarr",
+        f"output={tmp_path}/runs",
+        "name=near",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "nearest  4 chunks attract the samples of an observation: its own, weight 0." in result.stdout
+    run = tmp_path / "runs" / "pusht" / "near"
+    assert json.loads((run / "manifest.json").read_text())["config"]["trainer"]["neighbours"] == 4
+    with (run / "metrics.csv").open() as file:
+        assert all(np.isfinite(float(row["train/loss"])) for row in csv.DictReader(file) if row["train/loss"])
+
+
+def test_neighbours_that_cannot_be_found_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer\.neighbours=4 works with the drift head alone.*'flow'"):
+        flow = {"head": {"name": "flow"}, "network": {"name": "mlp", "width": 16, "depth": 1}}
+        train(point_training(tmp_path, policy=flow, trainer={"neighbours": 4}), [], QUIET)
+    with pytest.raises(ConfigurationError, match=r"trainer\.neighbours=9999 asks for 9998 windows of other episodes"):
+        train(point_training(tmp_path, trainer={"neighbours": 9999}), [], QUIET)
+    with pytest.raises(ConfigurationError, match=r"trainer\.neighbours=4 compares observed numbers, but .* an image"):
+        train(image_training(tmp_path, trainer={"neighbours": 4, "batch_size": 8}), [], QUIET)
+    for wrong in ({"neighbours": 0}, {"neighbour_width": 0.0}, {"neighbour_width": float("nan")}):
+        with pytest.raises(ConfigurationError, match=rf"trainer\.{next(iter(wrong))} must be"):
+            TrainerConfig(**wrong)
