@@ -34,6 +34,7 @@ def choices(values: Iterable[Any]) -> str:
     return ",".join(str(value) for value in values)
 
 
+TRAINING, EVALUATION = "train_policy.py", "eval_policy.py"
 OmegaConf.register_new_resolver("choices", choices, replace=True)
 
 
@@ -41,7 +42,7 @@ OmegaConf.register_new_resolver("choices", choices, replace=True)
 class Budget:
     """How one run of a task is made."""
 
-    program: str  # as python is given it: "train_policy.py" or "-m benchmarks.multimodal_toy"
+    program: str  # as python is given it: "train_policy.py", "eval_policy.py" or "-m benchmarks.multimodal_toy"
     overrides: list[str]  # settings of every run: the fixed budget
 
 
@@ -81,11 +82,21 @@ class StudyConfig:
 def command(config: StudyConfig, question: str) -> list[str]:
     """Return the arguments of python that make this run; later settings overrule earlier ones."""
     budget = config.budgets[config.task]
-    settings = [f"task={config.task}"] if budget.program == "train_policy.py" else []
     own = [*config.question.common, *config.question.variants[config.variant]]
-    settings += [*budget.overrides, *_for_task(config.task, own, config.budgets)]
-    settings += [f"seed={config.seed}", f"name={config.variant}_seed{config.seed}", f"output={config.runs}/{question}"]
+    settings = [*budget.overrides, *_for_task(config.task, own, config.budgets)]
+    if budget.program == EVALUATION:  # of a policy that exists: its noise is what a seed changes
+        settings += [f"evaluation.policy_seed={config.seed}", f"output={run_folder(config, question)}"]
+    else:
+        settings += [f"seed={config.seed}", f"name={config.variant}_seed{config.seed}"]
+        settings += [f"output={config.runs}/{question}"]
+    if budget.program == TRAINING:
+        settings = [f"task={config.task}", *settings]
     return [*shlex.split(budget.program), *_last_of_each(settings)]
+
+
+def run_folder(config: StudyConfig, question: str) -> Path:
+    """Return the folder in which the program leaves its manifest."""
+    return Path(config.runs) / question / config.task / f"{config.variant}_seed{config.seed}"
 
 
 def run(config: StudyConfig, question: str) -> Path:
@@ -103,9 +114,8 @@ def run(config: StudyConfig, question: str) -> Path:
     finished = subprocess.run([sys.executable, *arguments], check=False)
     if finished.returncode:
         raise UserError(f"{file.stem} of {question} on {config.task} ended with exit code {finished.returncode}.")
-    folder = Path(config.runs) / question / config.task / f"{config.variant}_seed{config.seed}"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["study"] = {"question": question, "variant": config.variant}
+    manifest = json.loads((run_folder(config, question) / "manifest.json").read_text())
+    manifest |= {"seed": config.seed, "study": {"question": question, "variant": config.variant}}
     write_json(file, manifest)
     return file
 

@@ -123,6 +123,8 @@ def _draw_panel(axes: Axes, groups: Sequence[Sequence[Manifest]], column: Column
 
 
 def _minutes(runs: Sequence[Manifest]) -> str:
+    if any("training" not in run for run in runs):  # evaluations of a policy that exists
+        return ""
     return f"{sum(run['training']['seconds'] for run in runs) / len(runs) / 60:.1f}"
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drift_policy.candidates import most_typical
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.encoders import ObservationEncoder
 from drift_policy.encoders.backbones import backbone_kind
@@ -165,6 +166,7 @@ class Policy(nn.Module):
         generator: Generators = None,
         noise: Tensor | np.ndarray | None = None,
         noise_scale: float | None = None,
+        num_candidates: int = 1,
         features: Sequence[Tensor | np.ndarray] | None = None,
     ) -> dict[str, Tensor]:
         """Draw one action chunk for each observation.
@@ -176,7 +178,8 @@ class Policy(nn.Module):
                 an answer does not depend on the rest of the batch.
             noise: the noise itself, [B, Tp, Da], standard normal; then `generator` only feeds what an
                 iterative head draws on the way.
-            noise_scale: factor on the noise; 0.0 gives the most typical chunk. Default: the configuration's.
+            noise_scale: factor on the noise. Default: the configuration's.
+            num_candidates: draw so many chunks and answer with the one that most others are near to.
             features: [B, F] of each of the first steps, from `encode_step` or an earlier answer; `obs` then holds the
                 steps after them alone, at least one. They are those of the present weights.
 
@@ -192,11 +195,13 @@ class Policy(nn.Module):
             raise ValueError(f"features of {len(given)} steps are too many: this policy observes {self.n_obs_steps}.")
         observation = self._checked(obs, self.n_obs_steps - len(given))
         batch = next(iter(observation.values())).shape[0]
-        start = self._noise(noise, (batch, 1, self.horizon, self.action_dim), generator, noise_scale)
+        if num_candidates < 1 or (num_candidates > 1 and noise is not None):
+            raise ValueError(f"num_candidates is {num_candidates}: at least 1, and 1 where the noise is given.")
+        start = self._noise(noise, (batch, num_candidates, self.horizon, self.action_dim), generator, noise_scale)
         condition = self._encode(observation)
         if given:
             condition = torch.cat([*self._checked_features(given, batch), condition], dim=1)
-        chunk = self.head.sample(condition, start, generator).squeeze(1)
+        chunk = most_typical(self.head.sample(condition, start, generator))
         prediction = self.normalizer.unnormalize(ACTION, chunk)
         first = self.n_obs_steps - 1
         answer = {"action": prediction[:, first : first + self.n_action_steps], "action_pred": prediction}

@@ -96,7 +96,12 @@ def measure_open_loop(
         for window in np.flatnonzero(episode_of == episode)[:: policy.n_action_steps]:
             batch = windows.batch(np.array([window]))
             started = time.perf_counter()
-            chunk = policy.predict_action(batch["obs"], generator=generator, noise_scale=config.noise_scale)["action"]
+            chunk = policy.predict_action(
+                batch["obs"],
+                generator=generator,
+                noise_scale=config.noise_scale,
+                num_candidates=config.num_candidates,
+            )["action"]
             predicted.append(chunk.cpu())
             result.latency_ms.append((time.perf_counter() - started) * 1000)
             demonstrated.append(batch["action"][:, executed].cpu())

@@ -32,6 +32,7 @@ class EvaluationConfig:
     decision_batch_size: int = 1  # observations in one forward pass; above 1, rounding may differ between batches
     policy_seed: int = 0  # seed of the policy's noise, together with the episode's seed
     noise_scale: float | None = None  # factor on the policy's noise; null takes the checkpoint's own
+    num_candidates: int = 1  # chunks drawn for a decision, in one evaluation; the most typical one is executed
 
     def for_task(self, max_steps: int) -> "EvaluationConfig":
         """Return this with the task's length of an episode, unless another one was set."""
@@ -49,7 +50,7 @@ class EvaluationConfig:
         return self.max_steps
 
     def __post_init__(self) -> None:
-        for name in ("n_episodes", "max_steps", "n_envs", "decision_batch_size"):
+        for name in ("n_episodes", "max_steps", "n_envs", "decision_batch_size", "num_candidates"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"evaluation.{name} must be at least 1, but is {value}.")
@@ -216,6 +217,7 @@ def _decide(
             {key: observation[key][indices] for key in policy.config.observations},
             generator=[slot.generator for slot in slots],
             noise_scale=config.noise_scale,
+            num_candidates=config.num_candidates,
         )
         actions[indices] = chunk["action"].cpu().numpy()
         latency_ms.append((time.perf_counter() - started) * 1000)

@@ -37,6 +37,13 @@ def test_later_settings_overrule_and_those_of_other_tasks_are_left_out() -> None
     assert other[:2] == ["train_policy.py", "task=other"] and "b=4" in other and "b=3" not in other
 
 
+def test_evaluations_take_the_seed_as_that_of_the_noise() -> None:
+    budgets = {"toy": Budget("eval_policy.py", ["ckpt=pretrained/pusht"])}
+    arguments = command(config(budgets=budgets, runs="runs"), "q")
+    assert arguments[:2] == ["eval_policy.py", "ckpt=pretrained/pusht"]
+    assert arguments[-2:] == ["evaluation.policy_seed=7", "output=runs/q/toy/wide_seed7"]
+
+
 @pytest.mark.parametrize("wrong", [{"task": "nothing"}, {"variant": "nothing"}])
 def test_unknown_names_are_refused_with_the_known_ones(wrong: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="expected one of"):
