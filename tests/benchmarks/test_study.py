@@ -101,7 +101,7 @@ def test_every_question_names_tasks_that_have_a_budget() -> None:
 def test_every_variant_is_a_configuration_of_the_training_program(name: str) -> None:
     settings = OmegaConf.load(programs.ROOT / "configs" / "study" / "study.yaml").budgets
     budgets = {task: Budget(**budget) for task, budget in settings.items()}
-    question = Question(**OmegaConf.load(study_report.QUESTIONS / f"{name}.yaml"))
+    question = parse_config(Question, OmegaConf.load(study_report.QUESTIONS / f"{name}.yaml"))  # type: ignore[arg-type]  # a mapping
     for task in (task for task in question.tasks if budgets[task].program == "train_policy.py"):
         for variant in question.variants:
             run = StudyConfig(question, task, variant, 0, budgets, "results", "runs")
