@@ -16,7 +16,7 @@ from benchmarks.tables import NOT_MEASURED, RESULTS, ROOT, fill, markdown
 
 PAGE = ROOT / "docs" / "image_gen.md"
 STUDIES = ("antisymmetry", "positives", "negatives", "features", "temperatures")
-DISTANCE = "Frechet distance in digits features"
+DISTANCE = "Frechet distance in a small classifier of digits features"
 SCORES = (DISTANCE, "accuracy")
 Scores = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ def digits_table(results: Path) -> str:
         rows.append([method, evaluations, *_means([run["scores"] for run in runs]), f"{minutes:.1f}", str(len(runs))])
     real = _means([files[0]["held_out_real_images"]])
     rows.append(["held-out real digits", "", *real, "", ""])
-    return markdown(["method", "evaluations", DISTANCE, "accuracy", "training [min]", "seeds"], rows)
+    return markdown(["method", "evaluations", "Frechet distance", "accuracy", "training [min]", "seeds"], rows)
 
 
 def ordering_table(study: str, results: Path) -> str:
@@ -46,7 +46,7 @@ def ordering_table(study: str, results: Path) -> str:
     for position, first in enumerate(files[0]["settings"]):
         scores = [file["settings"][position]["scores"] for file in files]
         rows.append([first["setting"], *_means(scores), str(files[0]["settings"][position]["training"]["steps"])])
-    return markdown([study, DISTANCE, f"accuracy ({len(files)} seed{'s' * (len(files) > 1)})", "steps"], rows)
+    return markdown([study, "Frechet distance", f"accuracy ({len(files)} seed{'s' * (len(files) > 1)})", "steps"], rows)
 
 
 TABLES: dict[str, Callable[[Path], str]] = {

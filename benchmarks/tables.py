@@ -79,6 +79,7 @@ def pusht_table(results: Path) -> str:
     """Push-T: the methods on the same demonstrations, for the same training time, with the same network."""
     kinds = (
         ("drift", "**drift** (default)"),
+        ("drift_energy", "drift, energy kernel"),
         ("drift_15000_steps", "drift, 15,000 steps (an earlier default)"),
         ("drift_90_demonstrations", "drift, 90 demonstrations"),
         ("drift_bundled", "drift, bundled demonstrations"),
