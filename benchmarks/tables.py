@@ -195,14 +195,41 @@ def method_table(task: str, results: Path) -> str:
 
 def runtime_table(results: Path) -> str:
     """Decisions of the shipped sizes in PyTorch and onnxruntime, beside iterative heads on the same network."""
-    content = json.loads((results / "runtime_latency.json").read_text())
+    return _decision_table(json.loads((results / "runtime_latency.json").read_text()))
+
+
+def lerobot_table(results: Path) -> str:
+    """Decisions of ours beside LeRobot's DiffusionPolicy with its defaults, in one run."""
+    path = results / "lerobot_latency.json"
+    return _decision_table(json.loads(path.read_text())) if path.is_file() else NOT_MEASURED
+
+
+def server_table(results: Path) -> str:
+    """The policy server under load, clients on the same machine."""
+    content = json.loads((results / "server_load.json").read_text())
     rows = [
-        [threads, observation, case, f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", f"{row['times_eager']:.2f}"]
-        for threads, observations in content["threads"].items()
-        for observation, cases in observations.items()
-        for case, row in cases.items()
+        [
+            str(load["clients"]),
+            str(load["max_batch_size"]),
+            f"{load['decisions_per_s']:.0f}",
+            f"{load['p50_ms']:.1f}",
+            f"{load['p99_ms']:.1f}",
+            f"{load['lost']} / {load['wrong']}",
+        ]
+        for load in content["loads"]
     ]
-    return markdown(["threads", "observation", "case", "p50 [ms]", "p99 [ms]", "x eager"], rows)
+    return markdown(["clients", "largest batch", "decisions/s", "p50 [ms]", "p99 [ms]", "lost / wrong"], rows)
+
+
+def _decision_table(content: Manifest) -> str:
+    rows = []
+    for threads, observations in content["threads"].items():
+        for observation, cases in observations.items():
+            for case, row in cases.items():
+                after = row.get("after_others_ms")
+                numbers = [f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", "" if after is None else f"{after:.2f}"]
+                rows.append([threads, observation, case, *numbers, f"{row['times_eager']:.2f}"])
+    return markdown(["threads", "observation", "case", "p50 [ms]", "p99 [ms]", "after others [ms]", "x eager"], rows)
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -212,6 +239,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "latency": latency_table,
     "throughput": throughput_table,
     "runtime": runtime_table,
+    "lerobot": lerobot_table,
+    "server": server_table,
     "evaluation": evaluation_table,
     "toy": toy_table,
 }

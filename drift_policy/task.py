@@ -107,6 +107,7 @@ class TaskConfig:
     n_action_steps: int = 8  # default Ta
     noise_scale: float | None = None  # default of the drift policies for this task; null leaves theirs
     samples_per_observation: int | None = None  # and of the drift head's samples for each observation
+    kernel: str | None = None  # and of the kernel of its field
     constant_range: float = CONSTANT_RANGE  # numbers that vary less in the data are centred and not scaled to -1..1
 
     def __post_init__(self) -> None:
