@@ -40,10 +40,13 @@ def test_a_task_says_how_long_it_is_trained() -> None:
     assert composed("task=pusht").trainer.observation_noise == 0
 
 
-def test_the_samples_of_a_task_are_those_of_the_drift_heads_alone() -> None:
-    assert composed("task=block_push").policy["head"]["samples_per_observation"] == 4
-    assert composed("task=pusht").policy["head"]["samples_per_observation"] == 8
-    assert "samples_per_observation" not in composed("task=block_push", "policy=regression").policy["head"]
+def test_samples_and_kernel_of_a_task_are_those_of_the_drift_heads_alone() -> None:
+    of_task, default = composed("task=block_push").policy["head"], composed("task=pusht").policy["head"]
+    assert (of_task["samples_per_observation"], of_task["kernel"]) == (2, "energy")
+    assert (default["samples_per_observation"], default["kernel"]) == (8, "affinity")
+    other = composed("task=block_push", "policy=regression").policy["head"]
+    assert not {"samples_per_observation", "kernel"} & other.keys()
+    assert composed("task=block_push", "policy.head.kernel=affinity").policy["head"]["kernel"] == "affinity"
 
 
 def test_the_noise_of_a_task_is_that_of_the_drift_policies_alone() -> None:
