@@ -4,15 +4,13 @@ python -m benchmarks.image_tables           writes the tables between the marker
 python -m benchmarks.image_tables --check   exits with 1 if docs/image_gen.md differs from what the files say
 """
 
-import argparse
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import NOT_MEASURED, RESULTS, ROOT, fill, markdown
+from benchmarks.tables import NOT_MEASURED, RESULTS, ROOT, fill, is_check, markdown, update_page
 
 PAGE = ROOT / "docs" / "image_gen.md"
 STUDIES = ("antisymmetry", "positives", "negatives", "features", "temperatures")
@@ -66,15 +64,8 @@ def _means(scores: Sequence[Scores]) -> tuple[str, str]:
 
 def main() -> None:
     """Write or check the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    arguments = parser.parse_args()
-    current = PAGE.read_text()
-    filled = fill(current, RESULTS, required=TABLES, optional={})
-    if not arguments.check:
-        PAGE.write_text(filled)
-    elif filled != current:
-        sys.exit("docs/image_gen.md does not show what results/ says: run python -m benchmarks.image_tables")
+    filled = fill(PAGE.read_text(), RESULTS, required=TABLES, optional={})
+    update_page(PAGE, filled, "benchmarks.image_tables", check=is_check(__doc__))
 
 
 if __name__ == "__main__":

@@ -61,10 +61,10 @@ def lerobot_calls(wanted: list[str]) -> dict[str, Call]:
     """
     try:
         # Not in the project's environment: it wants other versions of PyTorch and diffusers.
-        from lerobot.configs.types import FeatureType, PolicyFeature  # type: ignore[import-not-found]  # own environment
-        from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig  # type: ignore[import-not-found]  # own environment
-        from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy  # type: ignore[import-not-found]  # own environment
-        from lerobot.policies.factory import make_pre_post_processors  # type: ignore[import-not-found]  # own environment
+        from lerobot.configs.types import FeatureType, PolicyFeature
+        from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
+        from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
+        from lerobot.policies.factory import make_pre_post_processors
     except ImportError as error:
         raise SystemExit(
             f"{error}: run it with the Python that integrations/lerobot_policy_drift/test.sh makes."

@@ -50,7 +50,7 @@ class Budget:
 class Question:
     """What is compared."""
 
-    title: str  # heading of its table
+    title: str  # heading of its picture
     tasks: list[str]  # keys of `budgets`
     variants: dict[str, list[str]]  # name of a row -> settings that make it
     common: list[str] = field(default_factory=list)  # settings of all its variants

@@ -4,8 +4,6 @@ python -m benchmarks.study_report           writes the tables between the marker
 python -m benchmarks.study_report --check   exits with 1 if docs/study.md differs from what the files say
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +18,13 @@ from benchmarks.tables import (
     ROOT,
     Manifest,
     fill,
+    is_check,
     markdown,
     mean_and_interval,
     read_runs,
     score_interval,
     success_rate,
+    update_page,
 )
 from drift_policy.evaluation.statistics import Interval
 
@@ -106,6 +106,7 @@ def draw_question(question: str, results: Path, path: Path) -> None:
         axes.invert_yaxis()
     for axes in grid[0][1:]:
         axes.set_yticklabels([])
+    figure.suptitle(str(OmegaConf.load(QUESTIONS / f"{question}.yaml").title))
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
@@ -141,18 +142,10 @@ def filled_page(text: str, results: Path = RESULTS) -> str:
 
 def main() -> None:
     """Write or check the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    arguments = parser.parse_args()
-    current = PAGE.read_text()
-    filled = filled_page(current)
-    if arguments.check:
-        if filled != current:
-            sys.exit("docs/study.md does not show what results/ says: run python -m benchmarks.study_report")
-        return
-    PAGE.write_text(filled)
+    check = is_check(__doc__)
+    update_page(PAGE, filled_page(PAGE.read_text()), "benchmarks.study_report", check=check)
     for name in question_names():
-        if measured_tasks(name, RESULTS):
+        if not check and measured_tasks(name, RESULTS):
             draw_question(name, RESULTS, IMAGES / f"study_{name}.png")
 
 

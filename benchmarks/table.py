@@ -9,7 +9,6 @@ A cell of ours is what the manifests results/<task>/<policy>_seed<number>.json h
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from benchmarks.tables import (
     read_runs,
     score_interval,
     success_rate,
+    update_page,
 )
 
 PAGE = ROOT / "docs" / "table7.md"
@@ -184,12 +184,8 @@ def main() -> None:
     group.add_argument("--check", action="store_true", help="compare docs/table7.md instead of showing it")
     arguments = parser.parse_args()
     if arguments.write or arguments.check:
-        current = PAGE.read_text()
-        filled = filled_page(current, RESULTS)
-        if arguments.write:
-            PAGE.write_text(filled)
-        elif filled != current:
-            sys.exit("docs/table7.md does not show what results/ says: run python -m benchmarks.table --write")
+        filled = filled_page(PAGE.read_text(), RESULTS)
+        update_page(PAGE, filled, "benchmarks.table --write", check=arguments.check)
     elif arguments.format == "markdown":
         print(markdown_table(RESULTS))
     else:

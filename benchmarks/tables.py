@@ -187,9 +187,10 @@ def method_table(task: str, results: Path) -> str:
     for prefix, runs in groups.items():
         row = _method_row(POLICY_LABELS.get(prefix, prefix.replace("_", " ")), runs)
         scores = [row[2]] if shows_score else [mean_and_interval(phase_interval(runs, phase)) for phase in phases]
-        rows.append([*row[:2], *scores, *row[3:], demonstrations(runs)])
+        steps = sorted({run["training"]["steps"] for run in runs})
+        rows.append([*row[:2], *scores, *row[3:5], ", ".join(f"{n:,}" for n in steps), *row[5:], demonstrations(runs)])
     scores = [f"max {score_name}"] if shows_score else phases
-    timing = ["training seeds", "training [min]", "decision p50 [ms]"]
+    timing = ["training seeds", "steps", "training [min]", "decision p50 [ms]"]
     return markdown(["policy", "evaluations", *scores, "success", *timing, "demonstrations"], rows)
 
 
@@ -315,17 +316,24 @@ def _episodes(runs: Sequence[Manifest]) -> list[dict[str, Any]]:
     return [episode for run in runs for episode in run["evaluation"]["episodes"]]
 
 
+def update_page(page: Path, filled: str, command: str, *, check: bool) -> None:
+    """Write a page with its current tables, or end the program with 1 if it shows others; `command` writes it."""
+    if not check:
+        page.write_text(filled)
+    elif filled != page.read_text():
+        sys.exit(f"{page.relative_to(ROOT)} does not show what results/ says: run python -m {command}")
+
+
+def is_check(description: str | None) -> bool:
+    """Return whether a program that writes a page was asked to compare instead."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    return bool(parser.parse_args().check)
+
+
 def main() -> None:
     """Write or check the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="compare instead of writing")
-    arguments = parser.parse_args()
-    current = README.read_text()
-    filled = fill(current, RESULTS)
-    if not arguments.check:
-        README.write_text(filled)
-    elif filled != current:
-        sys.exit("README.md does not show what results/ says: run python -m benchmarks.tables")
+    update_page(README, fill(README.read_text(), RESULTS), "benchmarks.tables", check=is_check(__doc__))
 
 
 if __name__ == "__main__":
