@@ -144,7 +144,7 @@ def draw_samples(samples: Tensor, targets: Tensor, path: Path) -> None:
     figure, grid = plt.subplots(1, 6, figsize=(15, 2.9), layout="constrained", sharex=True, sharey=True)
     for axes, chunk, corner in zip(grid, samples.flatten(2), targets.flatten(2), strict=False):
         _, _, plane = torch.linalg.svd(corner - corner.mean(dim=0), full_matrices=False)
-        if len(plane) < 2 or len(corner) == 2:  # two modes span a line: add the direction of largest deviation
+        if len(corner) == 2:  # two modes span a line: add the direction of largest deviation
             rest = chunk - chunk @ plane[:1].T @ plane[:1]
             plane = torch.cat([plane[:1], torch.linalg.svd(rest - rest.mean(dim=0), full_matrices=False)[2][:1]])
         for points, style in ((chunk, {"s": 8, "color": "tab:red"}), (corner, {"s": 90, "color": "k", "marker": "x"})):
