@@ -187,10 +187,9 @@ def method_table(task: str, results: Path) -> str:
     for prefix, runs in groups.items():
         row = _method_row(POLICY_LABELS.get(prefix, prefix.replace("_", " ")), runs)
         scores = [row[2]] if shows_score else [mean_and_interval(phase_interval(runs, phase)) for phase in phases]
-        steps = sorted({run["training"]["steps"] for run in runs})
-        rows.append([*row[:2], *scores, *row[3:5], ", ".join(f"{n:,}" for n in steps), *row[5:], demonstrations(runs)])
+        rows.append([*row[:2], *scores, *row[3:], demonstrations(runs)])
     scores = [f"max {score_name}"] if shows_score else phases
-    timing = ["training seeds", "steps", "training [min]", "decision p50 [ms]"]
+    timing = ["training seeds", "training [min]", "decision p50 [ms]"]
     return markdown(["policy", "evaluations", *scores, "success", *timing, "demonstrations"], rows)
 
 
