@@ -108,10 +108,15 @@ class TaskConfig:
     noise_scale: float | None = None  # default of the drift policies for this task; null leaves theirs
     samples_per_observation: int | None = None  # and of the drift head's samples for each observation
     kernel: str | None = None  # and of the kernel of its field
+    symmetry: str | None = None  # "module:function" that mirrors demonstrations, to train on both; null trains as given
     constant_range: float = CONSTANT_RANGE  # numbers that vary less in the data are centred and not scaled to -1..1
 
     def __post_init__(self) -> None:
         require(self.constant_range > 0, f"task.constant_range must be above 0, but is {self.constant_range}.")
+        require(
+            self.symmetry is None or not self.dataset.memory_map,
+            "task.symmetry doubles the demonstrations in memory, so task.dataset.memory_map must be false.",
+        )
         data_format = FORMATS[self.dataset.format]
         if data_format.action_space is not None:
             read = data_format.action_space(self.dataset.options)

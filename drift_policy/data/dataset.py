@@ -41,6 +41,9 @@ class WindowDataset(WindowBatches):
         n_action_steps: steps that the policy executes, Ta; sets how far windows overhang the end of an episode.
         episode_mask: [E], True for the episodes to cut windows from; None is all.
 
+    Attributes:
+        episodes: number of the episode that each window is cut from, [W].
+
     Raises:
         ConfigurationError: step counts or column ranges that cannot work.
         DataError: a column that the buffer does not have, an image that is not uint8, or a wrong mask.
@@ -72,7 +75,9 @@ class WindowDataset(WindowBatches):
         actions = _gather_key(buffer, "action", action)
         if is_image(actions):
             raise ConfigurationError(f"The action must be made of numbers, but '{action[0].name}' is an image column.")
-        super().__init__(gathered, actions, torch.from_numpy(windows.rows), n_obs_steps)
+        rows = windows.rows
+        super().__init__(gathered, actions, torch.from_numpy(rows), n_obs_steps)
+        self.episodes = np.searchsorted(buffer.episode_ends, rows[:, 0], side="right")
 
     def stats_arrays(self) -> dict[str, NDArray[np.float32]]:
         """Return every step of each low-dimensional key and of "action", [N, D] float32, to fit a normaliser on.

@@ -2,30 +2,25 @@
 
 from functools import partial
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from drift_policy.data.dataset import WindowDataset
 from drift_policy.data.neighbours import find_neighbours
-from drift_policy.data.window_batches import WindowBatches
 from drift_policy.errors import require
 from drift_policy.heads.drift import DriftHead
 from drift_policy.policy import Policy
 from drift_policy.training.trainer_config import TrainerConfig
 
 
-def add_neighbours(
-    windows: WindowBatches, policy: Policy, episode_ends: NDArray[np.int64], config: TrainerConfig, console: Console
-) -> None:
+def add_neighbours(windows: WindowDataset, policy: Policy, config: TrainerConfig, console: Console) -> None:
     """Find the `trainer.neighbours` windows whose chunks attract the samples of each window, and say how near they are.
 
     Args:
         windows: on the CPU; its batches have positives afterwards.
         policy: with its normaliser set.
-        episode_ends: of the steps that `windows` are cut from, [E].
         config: the number of neighbours and the width of their weights.
         console: where to report.
 
@@ -45,7 +40,7 @@ def add_neighbours(
     )
     neighbours, distances = find_neighbours(
         _observed_numbers(windows, policy),
-        np.searchsorted(episode_ends, windows.rows[:, 0].numpy(), side="right"),
+        windows.episodes,
         count=config.neighbours,
         width=config.neighbour_width,
         track=partial(
@@ -61,7 +56,7 @@ def add_neighbours(
     )
 
 
-def _observed_numbers(windows: WindowBatches, policy: Policy) -> Tensor:
+def _observed_numbers(windows: WindowDataset, policy: Policy) -> Tensor:
     """Return the normalised numbers of all observed steps and keys of each window, [W, To * D]."""
     device = policy.device
     steps = {key: policy.normalizer.normalize(key, value.to(device)) for key, value in windows.observations.items()}

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from drift_policy.data.normalizer import Normalizer
+from drift_policy.data.symmetry import find_symmetry, with_mirror_images
 from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, RunStoppedError
@@ -106,7 +107,7 @@ def _train(
         say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
         say(f"choice   checkpoints by {_choice(config, data)}")
         if config.trainer.neighbours > 1:
-            add_neighbours(data.train, policy, demonstrations.buffer.episode_ends, config.trainer, console)
+            add_neighbours(data.train, policy, config.trainer, console)
         if config.resume:
             check_settings(run_dir, settings)
 
@@ -176,7 +177,11 @@ def build_policy_and_data(
     held_out = split_validation(buffer.n_episodes, trainer.val_ratio)
     training = limit_episodes(~held_out, trainer.max_train_episodes)
     sizes = {name: _step_count(config, name) for name in ("horizon", "n_obs_steps", "n_action_steps")}
-    train_set = make_windows(config.task, buffer, training, **sizes)
+    shown = buffer
+    if config.task.symmetry is not None:  # held-out episodes have no mirror image among those that are trained on
+        shown = with_mirror_images(buffer, find_symmetry(config.task.symmetry))
+        training = np.concatenate([training, training])
+    train_set = make_windows(config.task, shown, training, **sizes)
     stats = train_set.stats_arrays()
     policy_config = policy_config_from_mapping(
         {
