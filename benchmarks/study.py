@@ -6,7 +6,8 @@
 
 A question is a file configs/study/question/<name>.yaml that names its variants: lists of settings of the program that
 runs the task; "pusht:setting=value" is for that task alone. Every run is a real command line and leaves
-results/study/<question>/<task>/<variant>_seed<seed>.json; what was run with the same command is skipped.
+results/study/<question>/<task>/<variant>_seed<seed>.json; what was run with the same settings is skipped, and a run
+that another question made (the default, which most questions ask about) is taken from there.
 `python -m benchmarks.study_report` draws the tables and plots of docs/study.md.
 """
 
@@ -14,7 +15,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,16 @@ def run(config: StudyConfig, question: str) -> Path:
     Raises:
         UserError: the program failed; its output stands above.
     """
-    file = Path(config.results) / question / config.task / f"{config.variant}_seed{config.seed}.json"
+    folder = Path(config.results)
+    file = folder / question / config.task / f"{config.variant}_seed{config.seed}.json"
     arguments = command(config, question)
-    if file.exists() and json.loads(file.read_text())["command"] == shlex.join(["python", *arguments]):
-        print(f"have     {file}")
-        return file
+    for known in (file, *sorted(folder.glob(f"*/{config.task}/*_seed{config.seed}.json"))):
+        manifest = json.loads(known.read_text()) if known.exists() else {"command": ""}
+        if _settings(shlex.split(manifest["command"])) == _settings(["python", *arguments]):
+            print(f"have     {known}")
+            if known != file:
+                write_json(file, manifest | {"study": {"question": question, "variant": config.variant}})
+            return file
     print(f"run      python {shlex.join(arguments)}", flush=True)
     finished = subprocess.run([sys.executable, *arguments], check=False)
     if finished.returncode:
@@ -118,6 +124,11 @@ def run(config: StudyConfig, question: str) -> Path:
     manifest |= {"seed": config.seed, "study": {"question": question, "variant": config.variant}}
     write_json(file, manifest)
     return file
+
+
+def _settings(arguments: Sequence[str]) -> list[str]:
+    """Leave out of a command where it writes to."""
+    return [argument for argument in arguments if not argument.startswith(("name=", "output="))]
 
 
 def _for_task(task: str, settings: list[str], tasks: Iterable[str]) -> list[str]:

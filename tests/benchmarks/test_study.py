@@ -72,6 +72,15 @@ def test_sweep_runs_once_and_is_skipped_afterwards(tmp_path: Path) -> None:
     assert "have" not in first.stdout
     again = programs.run(*arguments)
     assert again.stdout.count("have ") == 2 and "run " not in again.stdout
+    # A question with a variant of the same settings takes the run that is there.
+    other = {"question=kernel": "question=per_time_step", "variant=energy,regression": "variant=energy_chunk"}
+    shared = programs.run(*(other.get(argument, argument) for argument in arguments))
+    assert shared.returncode == 0, shared.stderr
+    assert shared.stdout.count("have ") == 1 and "run " not in shared.stdout
+    taken = json.loads(
+        (tmp_path / "results" / "per_time_step" / "multimodal_toy" / "energy_chunk_seed3.json").read_text()
+    )
+    assert taken == manifest | {"study": {"question": "per_time_step", "variant": "energy_chunk"}}
 
 
 def test_report_shows_what_the_files_say(tmp_path: Path) -> None:
