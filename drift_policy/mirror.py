@@ -1,0 +1,97 @@
+"""Candidates from the mirror image of an observation: for tasks that look the same in a mirror.
+
+A policy that was trained on demonstrations and their mirror images has learned two answers to every observation: its
+own, and the mirror image of its answer to the mirror image. Half of the candidates of a decision come from each, in one
+batched network evaluation; as with two networks, what both agree on is the densest place.
+
+Shape letters: B observations, N candidates, To observation steps, F numbers of an observation step, Tp predicted steps,
+Da action size; all numbers are normalised.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from drift_policy.errors import CheckpointError, ConfigurationError
+
+TOLERANCE = 1e-3  # root mean square error of the fitted maps, in normalised numbers
+_RANK_TOLERANCE = 3e-3  # directions in which the data vary less, relative to the widest, are rounding
+
+
+class Mirror(nn.Module):
+    """The affine maps of a mirror: of the numbers of an observation step, and of an action from there back.
+
+    Args:
+        feature_size: F.
+        action_dim: Da.
+    """
+
+    def __init__(self, feature_size: int, action_dim: int) -> None:
+        super().__init__()
+        self.register_buffer("feature_matrix", torch.full((feature_size, feature_size), torch.nan))
+        self.register_buffer("feature_offset", torch.full((feature_size,), torch.nan))
+        self.register_buffer("action_matrix", torch.full((action_dim, action_dim), torch.nan))
+        self.register_buffer("action_offset", torch.full((action_dim,), torch.nan))
+        self.is_fitted = False
+
+    def fit(self, features: Tensor, mirrored_features: Tensor, action: Tensor, mirrored_action: Tensor) -> None:
+        """Take the maps from demonstrated steps and the same steps in the mirror.
+
+        Args:
+            features: [N, F].
+            mirrored_features: [N, F].
+            action: [N, Da].
+            mirrored_action: [N, Da].
+
+        Raises:
+            ConfigurationError: no affine map leads from one to the other.
+        """
+        for name, source, target in (
+            ("feature", features, mirrored_features),
+            ("action", mirrored_action, action),
+        ):
+            matrix, offset = _fit_affine(source.double(), target.double(), name)
+            getattr(self, f"{name}_matrix").copy_(matrix)
+            getattr(self, f"{name}_offset").copy_(offset)
+        self.is_fitted = True
+
+    def both_observations(self, condition: Tensor) -> Tensor:
+        """Return encoded observations [B, To * F], followed by their mirror images, [2 B, To * F].
+
+        Raises:
+            CheckpointError: neither `fit` nor a checkpoint gave the maps.
+        """
+        if not self.is_fitted:
+            raise CheckpointError("The policy mirrors observations but has no mirror yet: call policy.mirror.fit(...).")
+        steps = condition.unflatten(1, (-1, len(self.feature_offset)))
+        image = steps @ self.feature_matrix + self.feature_offset
+        return torch.cat([condition, image.flatten(1)])
+
+    def both_noises(self, noise: Tensor) -> Tensor:
+        """Return the noise [B, N, Tp, Da] of all candidates as that of N / 2 of each side, [2 B, N / 2, Tp, Da]."""
+        return torch.cat(noise.chunk(2, dim=1))
+
+    def all_candidates(self, chunks: Tensor) -> Tensor:
+        """Return chunks [2 B, N / 2, Tp, Da] of both sides as candidates on this side, [B, N, Tp, Da]."""
+        own, image = chunks.chunk(2)
+        return torch.cat([own, image @ self.action_matrix + self.action_offset], dim=1)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.is_fitted = all(bool(torch.isfinite(buffer).all()) for buffer in self.buffers())
+
+
+def _fit_affine(source: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    """Return matrix [D, D] and offset [D] with target = source @ matrix + offset for all rows [N, D]."""
+    centre, image = source.mean(dim=0), target.mean(dim=0)
+    # Numbers that depend on each other (the corners of a block) leave directions in which nothing varies but rounding.
+    matrix = torch.linalg.pinv(source - centre, rtol=_RANK_TOLERANCE) @ (target - image)
+    offset = image - centre @ matrix
+    error = float((source @ matrix + offset - target).square().mean().sqrt())
+    if not error <= TOLERANCE:
+        raise ConfigurationError(
+            f"policy.mirrored=true needs a symmetry that maps every {name} by one matrix and offset, but those that "
+            f"fit task.symmetry best are off by {error:.1e} of half the range: set policy.mirrored=false."
+        )
+    return matrix, offset
