@@ -30,7 +30,7 @@ def main() -> None:
             else rng.random(value.shape)
             for key, value in blank_observation(client.spec).items()
         }
-        noise = rng.standard_normal((1, client.horizon, client.action_dim))
+        noise = rng.standard_normal((1, *client.spec.noise_shape))
         expected = client.predict_action(observation, noise=noise)["action_pred"]
         for line in sys.stdin:
             if line.strip() == PREPARE:

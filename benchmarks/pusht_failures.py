@@ -175,6 +175,7 @@ def run(config: FailureConfig, arguments: list[str]) -> dict[str, Any]:
         "start_seed": config.start_seed,
         "episodes": config.episodes,
         "noise_scale": policy.config.noise_scale,
+        "num_candidates": policy.config.num_candidates,
         "score": result.score.to_mapping(),
         "success": result.success.to_mapping(),
         "kinds": dict(Counter(kinds.values()).most_common()),

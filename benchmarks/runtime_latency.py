@@ -5,11 +5,13 @@
 What is timed is `predict_action` on a whole observation, all To = 2 steps of it: checks, noise, normalisation, encoder,
 network. For every observation:
 
-bare forward  encoder and network in PyTorch, without checks and noise: the floor of eager PyTorch
+bare forward  encoder and network in PyTorch, for all candidates of a decision, without checks, noise and choice: the
+              floor of eager PyTorch
 eager         the policy as it is loaded
 compiled      with encoder.compile() and head.network.compile(); the first call compiles
 onnx          exported, in onnxruntime
-DDIM, DDPM    a diffusion head on the same network and encoder, eager
+DDIM, DDPM    a diffusion head on the same network and encoder, eager, one chunk a decision
+..., best of 16  of eager and onnx on "state": 16 candidates in a decision. All other cases draw the policy's number.
 ..., robot loop  of eager and onnx: `RecedingHorizon.step` with a decision in every step, the time from the newest
               observation to its action, with all that the loop does (copy, history, decision, guard, queue). Policies
               with cameras encode the newest step in it; the step before was encoded by the decision before.
@@ -58,6 +60,8 @@ from drift_policy.serialization import load_policy
 FLOOR, EAGER, COMPILED, ONNX = "bare forward", "eager", "compiled", "onnx"
 LOOP, AHEAD = "robot loop", "step ahead"  # after the name of a case
 ONNX_LOOP = f"{ONNX}, {LOOP}"
+CANDIDATES = 16
+BEST = f"best of {CANDIDATES}"  # after the name of a case
 DDPM = "DDPM, 100 evaluations"
 ITERATIVE: dict[str, dict[str, Any]] = {
     "DDIM, 10 evaluations": {"sampler": "ddim", "num_inference_steps": 10},
@@ -110,9 +114,9 @@ def make_policy(observation: str) -> Policy:
 
 
 def with_diffusion(drift: Policy, settings: dict[str, Any]) -> Policy:
-    """Return a diffusion policy with the encoder and the kind of network of `drift`."""
+    """Return a diffusion policy with the encoder and the kind of network of `drift`, which draws one chunk."""
     head = {"name": "diffusion", "num_train_steps": 100, **settings}
-    policy = build_policy(policy_config_from_mapping(drift.config.to_mapping() | {"head": head}))
+    policy = build_policy(policy_config_from_mapping(drift.config.to_mapping() | {"head": head, "num_candidates": 1}))
     policy.normalizer, policy.encoder = drift.normalizer, drift.encoder
     return policy.eval()
 
@@ -129,9 +133,9 @@ def random_observation(spec: PolicySpec) -> Arrays:
 
 
 def bare_forward(policy: Policy, observation: Arrays) -> Callable[[], Any]:
-    """Return encoder and network on tensors that are ready."""
+    """Return encoder and network on tensors that are ready, for the policy's candidates."""
     inputs = policy.normalize_observation({key: torch.as_tensor(value) for key, value in observation.items()})
-    noise = torch.randn(1, 1, policy.horizon, policy.action_dim)
+    noise = torch.randn(1, policy.config.num_candidates, policy.horizon, policy.action_dim)
 
     def forward() -> Any:
         with torch.inference_mode():
@@ -156,6 +160,17 @@ def loop_cases(name: str, policy: Any, example: Arrays) -> dict[str, Case]:
     if encodes_steps(policy):
         cases[f"{name}, {AHEAD}"] = (partial(policy.encode_step, newest), None)
     return cases
+
+
+def best_of_cases(drift: Policy, example: Arrays, threads: int, path: Path) -> dict[str, Case]:
+    """Return decisions among CANDIDATES chunks, eager and exported to `path`; arguments as in `make_cases`."""
+    if not path.exists():
+        export_policy(drift, path, num_candidates=CANDIDATES)
+    exported = OnnxPolicy(path, num_threads=threads, seed=0)
+    return {
+        f"{EAGER}, {BEST}": (partial(drift.predict_action, example, num_candidates=CANDIDATES), None),
+        f"{ONNX}, {BEST}": (partial(exported.predict_action, example), warm_up(exported).first_ms),
+    }
 
 
 def make_cases(observation: str, threads: int, folder: Path, compiled: bool) -> dict[str, Case]:
@@ -184,6 +199,8 @@ def make_cases(observation: str, threads: int, folder: Path, compiled: bool) -> 
         cases[name] = (partial(policy.predict_action, example), warm_up(policy).first_ms)
         if name in (EAGER, ONNX):
             cases |= loop_cases(name, policy, example)
+    if observation == "state":
+        cases |= best_of_cases(drift, example, threads, folder / "best_of.onnx")
     return cases
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drift_policy.candidates import most_typical
 from drift_policy.errors import require
 from drift_policy.heads import Generators
 from drift_policy.policy import Observation, Policy
@@ -21,8 +22,9 @@ _WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and set up wo
 class GraphedPolicy:
     """Makes a policy's decisions by replaying a captured CUDA graph.
 
-    Encoder, head (all steps of an iterative one) and normaliser are captured once for one batch size, with inputs at
-    fixed places. Only checks, three small copies and one launch are left to the host for each decision.
+    Encoder, head (all steps of an iterative one), the choice among the policy's `num_candidates` and normaliser are
+    captured once for one batch size, with inputs at fixed places. Only checks, three small copies and one launch are
+    left to the host for each decision.
 
     The graph reads the weights where they are: weights that are loaded into the policy later are used, but the policy
     must not be moved to another device or type. Images must be uint8, as cameras give them.
@@ -56,9 +58,8 @@ class GraphedPolicy:
             )
             for key, spec in policy.config.observations.items()
         }
-        self._noise = torch.zeros(
-            (batch_size, 1, policy.horizon, policy.action_dim), dtype=policy.dtype, device=policy.device
-        )
+        shape = (batch_size, policy.config.num_candidates, policy.horizon, policy.action_dim)
+        self._noise = torch.zeros(shape, dtype=policy.dtype, device=policy.device)
         # One for each observation, so that an answer need not depend on the rest of the batch.
         self._generators = [torch.Generator(policy.device) for _ in range(batch_size)]
         before = [generator.get_state() for generator in self._generators]
@@ -78,8 +79,11 @@ class GraphedPolicy:
     ) -> dict[str, Tensor]:
         """Draw one action chunk for each observation; arguments, result and errors of `Policy.predict_action`.
 
+        Given noise [B, Tp, Da] is that of all captured candidates, which are then one chunk unless the head draws more
+        noise on the way.
+
         Raises:
-            ValueError: also for another batch size than the captured one, and for float images.
+            ValueError: also for another batch size or number of candidates than captured, and for float images.
         """
         observation = self.policy._checked_in_place(obs)
         for key, value in observation.items():
@@ -87,8 +91,13 @@ class GraphedPolicy:
         for key, value in observation.items():
             self._inputs[key].fill(value)
         # The policy's own way to draw, so that both use the same numbers.
-        shape = (self.batch_size, 1, self.policy.horizon, self.policy.action_dim)
-        self._noise.copy_(self.policy._noise(noise, shape, generator, noise_scale))
+        start = self.policy._noise(self.batch_size, generator, noise_scale, noise=noise)
+        if start.shape[1] not in (1, self._noise.shape[1]):
+            raise ValueError(
+                f"There are {start.shape[1]} candidates, but the graph was captured for {self._noise.shape[1]}: make "
+                "another GraphedPolicy for another number."
+            )
+        self._noise.copy_(start)
         if self._draws_on_the_way:
             self._seed_generators(generator)
         self._replay()
@@ -102,9 +111,9 @@ class GraphedPolicy:
         observation = {key: value.on_device for key, value in self._inputs.items()}
         # The autocast context ends with the decision: casts that it caches must not outlive the graph's memory.
         with torch.inference_mode(), torch.autocast(policy.device.type, torch.bfloat16, enabled=self._use_bfloat16):
-            chunk = policy.head.sample(policy._encode(observation), self._noise, self._generators)
+            chunks = policy.head.sample(policy._encode(observation), self._noise, self._generators)
         with torch.inference_mode():
-            return policy.normalizer.unnormalize(ACTION, chunk.squeeze(1).to(policy.dtype))
+            return policy.normalizer.unnormalize(ACTION, most_typical(chunks.to(policy.dtype)))
 
     def _check_fits(self, key: str, value: Tensor) -> None:
         if len(value) != self.batch_size:

@@ -1,11 +1,14 @@
-"""Write a checkpoint as one file for a robot: normalisation, encoder and generator; the noise is an input.
+r"""Write a checkpoint as one file for a robot: normalisation, encoder and generator; the noise is an input.
 
-    python -m drift_policy.export ckpt=runs/pusht/<name> [format=onnx|pt2] [output=policy.onnx] [plugins=[...]]
+    python -m drift_policy.export ckpt=runs/pusht/<name> [format=onnx|pt2] [output=policy.onnx] \
+        [num_candidates=N] [plugins=[...]]
 
-ckpt:     run folder, checkpoint folder, or hf://owner/name; with the drift or the regression head
-format:   onnx, for drift_policy.runtime.onnx_policy.OnnxPolicy or any ONNX runtime; pt2, for torch.export.load
-output:   the file; policy.onnx or policy.pt2 by default
-plugins:  modules of yours to import first, for example [my_package.my_backbones]
+ckpt:            run folder, checkpoint folder, or hf://owner/name; with the drift or the regression head
+format:          onnx, for drift_policy.runtime.onnx_policy.OnnxPolicy or any ONNX runtime; pt2, for torch.export.load
+output:          the file; policy.onnx or policy.pt2 by default
+num_candidates:  chunks drawn for a decision in one evaluation, the most typical of which is the decision; the policy's
+                 by default, and fixed in the file
+plugins:         modules of yours to import first, for example [my_package.my_backbones]
 
 The file is held against the policy on random inputs, and not written if they differ by more than 1e-5.
 """
@@ -25,6 +28,7 @@ class ExportConfig:
     ckpt: str  # run folder, checkpoint folder, or hf://owner/name
     format: str = "onnx"  # "onnx" or "pt2"
     output: str | None = None  # the file; policy.<format> by default
+    num_candidates: int | None = None  # chunks drawn for a decision; the policy's by default
     plugins: list[str] = field(default_factory=list)  # modules to import first, for example image backbones of yours
 
 
@@ -40,7 +44,7 @@ def main() -> None:
         path = Path(config.output or f"policy.{config.format}")
         policy = load_policy(config.ckpt)
         with console.status("exporting"):
-            difference = export_policy(policy, path, config.format)
+            difference = export_policy(policy, path, config.format, config.num_candidates)
         console.print(
             f"{path}: {path.stat().st_size / 2**20:.1f} MiB, differs from PyTorch by {difference:.1e} "
             "of the actions' range"

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drift_policy.errors import CheckpointError
+from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.policy_config import policy_config_from_mapping
 
 if TYPE_CHECKING:
     from drift_policy.policy import Policy
@@ -33,9 +34,7 @@ def read_manifest(run: str | Path, policy: "Policy") -> dict[str, Any]:
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}).") from error
-    described = _described_policy(manifest)
-    expected = json.loads(json.dumps(policy.config.to_mapping()))
-    if described != expected:
+    if not _is_about(manifest, policy):
         raise CheckpointError(f"{path} is about another policy: its configuration differs from that of this one.")
     return manifest
 
@@ -57,6 +56,15 @@ def model_card(policy: "Policy", repo_id: str, manifest: Mapping[str, Any] | Non
         _training(policy, manifest),
     ]
     return f"---\n{_front_matter(policy, repo_id, manifest)}---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _is_about(manifest: Any, policy: "Policy") -> bool:
+    """Return whether a manifest describes this policy; settings that are younger than it had their defaults."""
+    expected = json.loads(json.dumps(policy.config.to_mapping()))
+    try:
+        return policy_config_from_mapping(_described_policy(manifest)).to_mapping() == expected
+    except (ConfigurationError, AttributeError, TypeError):  # what is described is no policy
+        return False
 
 
 def _described_policy(manifest: Any) -> Any:
@@ -110,10 +118,11 @@ def _summary(policy: "Policy") -> str:
     parameters = sum(parameter.numel() for parameter in policy.parameters()) / 1e6
     observed = ", ".join(f"`{key}` {spec.shape}" for key, spec in config.observations.items())
     evaluations = policy.num_evaluations
+    candidates = f", the most typical of {config.num_candidates} candidates" if config.num_candidates > 1 else ""
     return (
         f"A robot policy with the {config.head_name} head and a network of the kind {config.network_name} "
         f"({parameters:.2f} M parameters in all). It draws a chunk of actions with {evaluations} network "
-        f"evaluation{'s' if evaluations > 1 else ''}.\n\n"
+        f"evaluation{'s' if evaluations > 1 else ''}{candidates}.\n\n"
         f"It sees {config.n_obs_steps} steps of {observed}, predicts {config.horizon} actions of {config.action_dim} "
         f"numbers and has {config.n_action_steps} of them executed. Numbers are in the units of the demonstrations."
     )
@@ -153,7 +162,8 @@ def _scores(manifest: Mapping[str, Any]) -> str:
             "",
             f"A decision took {latency['p50']:.2f} ms (median; 99th percentile {latency['p99']:.2f} ms) on "
             f"{machine.get('gpu') or machine.get('cpu', 'an unknown processor')}. "
-            f"Factor on the noise: {evaluation['noise_scale']}; protocol: `{json.dumps(evaluation['protocol'])}`.",
+            f"Factor on the noise: {evaluation['noise_scale']}; candidates of a decision: "
+            f"{evaluation.get('num_candidates', 1)}; protocol: `{json.dumps(evaluation['protocol'])}`.",
         ]
     )
 

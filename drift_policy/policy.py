@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drift_policy.candidates import most_typical
+from drift_policy.candidates import checked_noise, draw_noise, most_typical
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.encoders import ObservationEncoder
 from drift_policy.encoders.backbones import backbone_kind
@@ -166,7 +166,7 @@ class Policy(nn.Module):
         generator: Generators = None,
         noise: Tensor | np.ndarray | None = None,
         noise_scale: float | None = None,
-        num_candidates: int = 1,
+        num_candidates: int | None = None,
         features: Sequence[Tensor | np.ndarray] | None = None,
     ) -> dict[str, Tensor]:
         """Draw one action chunk for each observation.
@@ -176,10 +176,11 @@ class Policy(nn.Module):
                 are [B, To, C, H, W], uint8 or float in 0..1.
             generator: source of the noise, for a repeatable answer; a list holds one for each observation, so that
                 an answer does not depend on the rest of the batch.
-            noise: the noise itself, [B, Tp, Da], standard normal; then `generator` only feeds what an
-                iterative head draws on the way.
+            noise: the noise itself, standard normal: [B, N, Tp, Da] of N candidates, or [B, Tp, Da] of one, whatever
+                the configuration says; then `generator` only feeds what an iterative head draws on the way.
             noise_scale: factor on the noise. Default: the configuration's.
-            num_candidates: draw so many chunks and answer with the one that most others are near to.
+            num_candidates: N; draw so many chunks in one batched evaluation and answer with the one that most others
+                are near to (`most_typical`). Default: the configuration's. Not together with `noise`.
             features: [B, F] of each of the first steps, from `encode_step` or an earlier answer; `obs` then holds the
                 steps after them alone, at least one. They are those of the present weights.
 
@@ -195,9 +196,11 @@ class Policy(nn.Module):
             raise ValueError(f"features of {len(given)} steps are too many: this policy observes {self.n_obs_steps}.")
         observation = self._checked(obs, self.n_obs_steps - len(given))
         batch = next(iter(observation.values())).shape[0]
-        if num_candidates < 1 or (num_candidates > 1 and noise is not None):
-            raise ValueError(f"num_candidates is {num_candidates}: at least 1, and 1 where the noise is given.")
-        start = self._noise(noise, (batch, num_candidates, self.horizon, self.action_dim), generator, noise_scale)
+        if num_candidates is not None and (num_candidates < 1 or noise is not None):
+            raise ValueError(
+                f"num_candidates is {num_candidates}: give at least 1, and none with noise, whose shape says how many."
+            )
+        start = self._noise(batch, generator, noise_scale, noise=noise, num_candidates=num_candidates)
         condition = self._encode(observation)
         if given:
             condition = torch.cat([*self._checked_features(given, batch), condition], dim=1)
@@ -228,7 +231,7 @@ class Policy(nn.Module):
         """Draw `num_samples` chunks for each observation, [B, G, Tp, Da], encoding each observation once."""
         observation = self._checked(obs)
         batch = next(iter(observation.values())).shape[0]
-        start = self._noise(None, (batch, num_samples, self.horizon, self.action_dim), generator, noise_scale)
+        start = self._noise(batch, generator, noise_scale, num_candidates=num_samples)
         chunks = self.head.sample(self._encode(observation), start, generator)
         return self.normalizer.unnormalize(ACTION, chunks)
 
@@ -341,30 +344,21 @@ class Policy(nn.Module):
 
     def _noise(
         self,
-        noise: Tensor | np.ndarray | None,
-        shape: tuple[int, int, int, int],
+        batch: int,
         generator: Generators,
         noise_scale: float | None,
+        *,
+        noise: Tensor | np.ndarray | None = None,
+        num_candidates: int | None = None,
     ) -> Tensor:
-        """Return scaled noise [B, G, Tp, Da] on the policy's device."""
+        """Return scaled noise [B, N, Tp, Da] on the policy's device: the given one, or else drawn."""
         scale = self.config.noise_scale if noise_scale is None else noise_scale
         if noise is not None:
-            given = torch.as_tensor(noise)
-            if tuple(given.shape) != (shape[0], *shape[2:]):
-                raise ValueError(f"noise must have shape {[shape[0], *shape[2:]]}, but has {list(given.shape)}.")
-            check_finite("noise", given)
-            return given.to(self.device, self.dtype).unsqueeze(1) * scale
-        if isinstance(generator, list):
-            if len(generator) != shape[0]:
-                raise ValueError(f"generator has {len(generator)} entries, but there are {shape[0]} observations.")
-            drawn = torch.cat([self._draw((1, *shape[1:]), source) for source in generator])
-        else:
-            drawn = self._draw(shape, generator)
-        return drawn * scale
-
-    def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
-        source = self.device if generator is None else generator.device
-        return torch.randn(shape, generator=generator, device=source, dtype=self.dtype).to(self.device)
+            given = checked_noise(noise, batch, self.horizon, self.action_dim)
+            return given.to(self.device, self.dtype) * scale
+        number = self.config.num_candidates if num_candidates is None else num_candidates
+        shape = (batch, number, self.horizon, self.action_dim)
+        return draw_noise(shape, generator, self.device, self.dtype) * scale
 
 
 def _stacked(steps: Sequence[ObservedStep]) -> dict[str, Tensor]:

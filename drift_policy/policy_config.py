@@ -39,6 +39,7 @@ class PolicyConfig:
     n_obs_steps: int = 2  # To: observations that a decision sees
     n_action_steps: int = 8  # Ta: steps of a chunk that are executed before the next decision
     noise_scale: float = 1.0  # factor on the noise at test time; training always uses 1
+    num_candidates: int = 1  # chunks drawn for a decision in one batched evaluation; the most typical one is executed
     head_name: str = "drift"  # how a chunk is drawn, a key of drift_policy.heads.HEADS
     head: Any = field(default_factory=DriftHeadConfig)  # settings of that head
     network_name: str = "mlp"  # the generator, a key of drift_policy.networks.NETWORKS
@@ -48,7 +49,7 @@ class PolicyConfig:
     share_image_backbone: bool = False  # one network for all cameras instead of one each
 
     def __post_init__(self) -> None:
-        for name in ("action_dim", "horizon", "n_obs_steps", "n_action_steps"):
+        for name in ("action_dim", "horizon", "n_obs_steps", "n_action_steps", "num_candidates"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"policy.{name} must be at least 1, but is {getattr(self, name)}.")
         last = self.n_obs_steps - 1 + self.n_action_steps

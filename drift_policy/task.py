@@ -106,6 +106,7 @@ class TaskConfig:
     n_obs_steps: int = 2  # default To
     n_action_steps: int = 8  # default Ta
     noise_scale: float | None = None  # default of the drift policies for this task; null leaves theirs
+    num_candidates: int | None = None  # and of the candidates of their decisions
     samples_per_observation: int | None = None  # and of the drift head's samples for each observation
     kernel: str | None = None  # and of the kernel of its field
     symmetry: str | None = None  # "module:function" that mirrors demonstrations, to train on both; null trains as given

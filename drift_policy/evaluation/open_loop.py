@@ -83,7 +83,7 @@ def measure_open_loop(
         policy: in evaluation mode.
         windows: of the episodes to measure on, cut for this policy.
         episode_ends: [E] of the buffer that the windows come from.
-        config: how many episodes; `policy_seed` and `noise_scale` are those of the policy's noise.
+        config: how many episodes; `policy_seed`, `noise_scale` and `num_candidates` are those of its decisions.
         on_episode: called after each episode, for progress displays.
     """
     now = policy.n_obs_steps - 1

@@ -32,7 +32,7 @@ class EvaluationConfig:
     decision_batch_size: int = 1  # observations in one forward pass; above 1, rounding may differ between batches
     policy_seed: int = 0  # seed of the policy's noise, together with the episode's seed
     noise_scale: float | None = None  # factor on the policy's noise; null takes the checkpoint's own
-    num_candidates: int = 1  # chunks drawn for a decision, in one evaluation; the most typical one is executed
+    num_candidates: int | None = None  # chunks drawn for a decision, the most typical one is executed; null as above
 
     def for_task(self, max_steps: int) -> "EvaluationConfig":
         """Return this with the task's length of an episode, unless another one was set."""

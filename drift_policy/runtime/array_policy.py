@@ -1,7 +1,7 @@
 """The surface of a policy in numpy: what exported and remote policies share. No torch.
 
-Shape letters: B observations, To observation steps, Tp predicted steps (horizon), Ta executed steps, Da action size,
-F features of an observation step.
+Shape letters: B observations, N candidates that a decision draws, To observation steps, Tp predicted steps (horizon),
+Ta executed steps, Da action size, F features of an observation step.
 """
 
 import time
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from drift_policy.runtime.observations import Arrays, ObservationHistory, checked_observation, stacked
+from drift_policy.runtime.observations import Arrays, ObservationHistory, checked_noise, checked_observation, stacked
 from drift_policy.runtime.spec import PolicySpec
 from drift_policy.runtime.step_features import decide, encode_newest
 
@@ -59,13 +59,13 @@ class ArrayPolicy(ABC):
         noise_scale: float | None = None,
         features: Sequence[ArrayLike] | None = None,
     ) -> dict[str, Any]:
-        """Draw one action chunk for each observation.
+        """Draw one action chunk for each observation, the most typical of the policy's N candidates.
 
         Args:
             obs: {key: [B, To, ...]} in the units of the demonstrations, oldest step first; images are
                 [B, To, C, H, W], uint8 or float in 0..1. The array itself for a policy with one key.
             generator: source of the noise, for a repeatable answer.
-            noise: the noise itself, [B, Tp, Da], standard normal.
+            noise: the noise itself, standard normal: [B, N, Tp, Da] of all candidates, or [B, Tp, Da] of a single one.
             noise_scale: factor on the noise; 0.0 gives the most typical chunk. Default: the policy's.
             features: of a policy that `encodes_steps`: [B, F] of each of the first steps, from `encode_step` or an
                 earlier answer; `obs` then holds the steps after them alone, at least one.
@@ -137,7 +137,8 @@ class ArrayPolicy(ABC):
         Args:
             observation: checked; numbers are float32, images uint8 or float32.
             features: of the steps before those in `observation`; none unless the policy encodes steps.
-            noise: [B, Tp, Da], not yet scaled; None if neither noise nor a generator was given.
+            noise: [B, Tp, Da] of one candidate or [B, N, Tp, Da] of N > 1, not yet scaled; None if neither noise nor a
+                generator was given.
             noise_scale: factor on it.
         """
 
@@ -145,16 +146,11 @@ class ArrayPolicy(ABC):
         self, batch: int, generator: np.random.Generator | None, noise: ArrayLike | None
     ) -> Floats | None:
         """Return the given noise or draw it from the given generator; None with neither."""
-        shape = (batch, self.horizon, self.action_dim)
-        if noise is None:
-            return None if generator is None else generator.standard_normal(shape, dtype=np.float32)
-        given = np.asarray(noise, dtype=np.float32)
-        if given.shape != shape:
-            raise ValueError(f"noise must have shape {list(shape)}, but has {list(given.shape)}.")
-        if not np.isfinite(given).all():
-            raise ValueError("noise holds NaN or infinity: a value is missing.")
-        return given
+        if noise is not None:
+            return checked_noise(self.spec, noise, batch)
+        return None if generator is None else self._draw(batch, generator)
 
-    def _draw(self, batch: int) -> Floats:
-        """Return noise [B, Tp, Da] from the policy's own generator."""
-        return self._generator.standard_normal((batch, self.horizon, self.action_dim), dtype=np.float32)
+    def _draw(self, batch: int, generator: np.random.Generator | None = None) -> Floats:
+        """Return noise of all candidates from a generator, the policy's own if absent."""
+        source = self._generator if generator is None else generator
+        return source.standard_normal((batch, *self.spec.noise_shape), dtype=np.float32)

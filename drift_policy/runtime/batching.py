@@ -1,6 +1,6 @@
 """Decisions for many clients: one at a time, those that wait together in one batch.
 
-Shape letters: B observations, Tp predicted steps (horizon), Da action size.
+Shape letters: B observations, N candidates for each, Tp predicted steps (horizon), Da action size.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ class Request:
     """A decision that a client waits for."""
 
     observation: Arrays  # checked, {key: [B, To, ...]}
-    noise: Floats  # [B, Tp, Da], scaled
+    noise: Floats  # scaled, [B, Tp, Da] of one candidate or [B, N, Tp, Da] of those that the policy draws
     seeds: list[int]  # of the noise that an iterative head draws on the way, one an observation
     received: float = field(default_factory=time.perf_counter)
     answer: "asyncio.Future[tuple[Floats, dict[str, float]]]" = field(
@@ -42,7 +42,7 @@ class Batcher:
         policy: anything with `predict_action`.
         spec: of it.
         max_batch_size: observations of one decision; 1 takes every request alone. A request that is larger is taken
-            alone.
+            alone. Those with noise of one candidate and those of a policy's N candidates do not share a decision.
         batch_wait: seconds to wait for more requests when one has come; without, a batch is what came in during the
             decision before.
     """
@@ -92,7 +92,7 @@ class Batcher:
             if request.answer.done():  # its client is gone
                 continue
             rows += request.rows
-            if rows > self._max_batch_size:
+            if rows > self._max_batch_size or request.noise.shape[1:] != batch[0].noise.shape[1:]:
                 self._left_over = request
                 break
             batch.append(request)

@@ -1,7 +1,8 @@
 """Write a one-step policy as one file: normalisation, encoder and generator in a graph that needs no drift-policy.
 
 The graph reads the observation keys (numbers as float32, images as float32 in 0..1) and "noise" [B, Tp, Da], which is
-already multiplied with its scale, and returns "action_pred" [B, Tp, Da] in the units of the demonstrations.
+already multiplied with its scale, and returns "action_pred" [B, Tp, Da] in the units of the demonstrations. With N > 1
+candidates, which are fixed in the file, the noise is [B, N, Tp, Da] and the prediction the most typical of N chunks.
 
 With cameras and To above 1, the ONNX graph can leave out steps that it has encoded before. It then also reads
 "past_features" [B, To-1, F], takes any number T of steps from 1 on, and returns "features" [B, To, F] beside the
@@ -13,17 +14,19 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from drift_policy.errors import ConfigurationError, UserError
+from drift_policy.candidates import most_typical
+from drift_policy.errors import ConfigurationError, UserError, require
 from drift_policy.policy import Policy
 from drift_policy.policy_config import ACTION
 from drift_policy.runtime.onnx_policy import FEATURES, NOISE, PAST, PREDICTION, OnnxPolicy
-from drift_policy.runtime.spec import METADATA_KEY, describe_policy
+from drift_policy.runtime.spec import METADATA_KEY, PolicySpec, describe_policy
 
 FORMATS = ("onnx", "pt2")
 PT2_METADATA_FILE = f"{METADATA_KEY}.json"  # among the extra files of a .pt2
@@ -63,7 +66,7 @@ class DecisionGraph(nn.Module):
         self.policy = policy
 
     def forward(self, observations: Mapping[str, Tensor], noise: Tensor) -> Tensor:
-        """Map observations {key: [B, To, ...]} and scaled noise [B, Tp, Da] to predictions [B, Tp, Da]."""
+        """Map observations {key: [B, To, ...]} and scaled noise [B, (N,) Tp, Da] to predictions [B, Tp, Da]."""
         return self._generate(self._encode(observations), noise)
 
     def _encode(self, observations: Mapping[str, Tensor]) -> Tensor:
@@ -71,7 +74,8 @@ class DecisionGraph(nn.Module):
         return encoded
 
     def _generate(self, condition: Tensor, noise: Tensor) -> Tensor:
-        chunk = self.policy.head.sample(condition, noise.unsqueeze(1)).squeeze(1)
+        candidates = noise.unsqueeze(1) if noise.ndim == 3 else noise
+        chunk = most_typical(self.policy.head.sample(condition, candidates))
         return self.policy.normalizer.unnormalize(ACTION, chunk)
 
 
@@ -88,7 +92,9 @@ class StepwiseDecisionGraph(DecisionGraph):
         return self._generate(features.flatten(1), noise), features
 
 
-def export_policy(policy: Policy, path: str | Path, file_format: str = "onnx") -> float:
+def export_policy(
+    policy: Policy, path: str | Path, file_format: str = "onnx", num_candidates: int | None = None
+) -> float:
     """Write `policy` to `path`, read it back, and hold it against the policy on random inputs.
 
     The file appears only when it computes the same.
@@ -97,23 +103,28 @@ def export_policy(policy: Policy, path: str | Path, file_format: str = "onnx") -
         policy: on the CPU, in evaluation mode, with the drift or the regression head.
         path: the file.
         file_format: "onnx", or "pt2" for `torch.export.load`.
+        num_candidates: N of every decision of the file; the policy's if absent.
 
     Returns:
         The largest difference found; see `largest_difference`.
 
     Raises:
-        ConfigurationError: an iterative head, an unknown format, or a package that is missing.
+        ConfigurationError: an iterative head, an unknown format, a wrong number, or a package that is missing.
         ParityError: the file computes something else, by more than 1e-5.
     """
     if file_format not in FORMATS:
         raise ConfigurationError(f"format is {file_format!r}; choose one of: {', '.join(FORMATS)}.")
+    spec = describe_policy(policy)
+    if num_candidates is not None:
+        require(num_candidates >= 1, f"num_candidates must be at least 1, but is {num_candidates}.")
+        spec = replace(spec, num_candidates=num_candidates)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.writing.{file_format}")
     try:
         write, read = (_write_onnx, _read_onnx) if file_format == "onnx" else (_write_pt2, _read_pt2)
-        write(policy, temporary)
-        difference = max(largest_difference(policy, run) for run in read(temporary))
+        write(policy, spec, temporary)
+        difference = max(largest_difference(policy, spec, run) for run in read(temporary))
         if not difference <= TOLERANCE:
             raise ParityError(
                 f"The exported graph differs from the policy by {difference:.1e} of the actions' range, more than "
@@ -125,31 +136,31 @@ def export_policy(policy: Policy, path: str | Path, file_format: str = "onnx") -
     return difference
 
 
-def trace(policy: Policy) -> ExportedProgram:
+def trace(policy: Policy, spec: PolicySpec) -> ExportedProgram:
     """Return the graph of a decision, for any batch size up to 4096.
+
+    Args:
+        policy: to export.
+        spec: of it, with the number of candidates.
 
     Raises:
         ConfigurationError: the head is iterative, or the policy is in training mode.
     """
     graph = DecisionGraph(policy)
     batch = Dim("batch", min=1, max=_LARGEST_BATCH)
-    observations, noise = random_inputs(policy, _TRACED_BATCH, seed=0)
+    observations, noise = random_inputs(policy, spec, _TRACED_BATCH, seed=0)
     shapes = ({key: {0: batch} for key in observations}, {0: batch})
     with torch.no_grad(), _quiet():
         return torch.export.export(graph, (observations, noise), dynamic_shapes=shapes)
 
 
-def trace_stepwise(policy: Policy) -> ExportedProgram:
-    """Return the graph of a decision that takes features of past steps, for any batch size up to 4096.
-
-    Raises:
-        ConfigurationError: the head is iterative, or the policy is in training mode.
-    """
+def trace_stepwise(policy: Policy, spec: PolicySpec) -> ExportedProgram:
+    """Return the graph of a decision that takes features of past steps; otherwise as `trace`."""
     graph = StepwiseDecisionGraph(policy)
     # Traced with more steps than are ever given: sizes 0 and 1, and those that other sizes equal, would be built in.
     most = policy.n_obs_steps + 1
     batch, steps = Dim("batch", min=1, max=_LARGEST_BATCH), Dim("steps", min=1, max=most)
-    observations, noise = random_inputs(policy, _TRACED_BATCH, seed=0)
+    observations, noise = random_inputs(policy, spec, _TRACED_BATCH, seed=0)
     longer = {key: torch.cat([value[:, :1], value], dim=1) for key, value in observations.items()}
     past = torch.zeros(_TRACED_BATCH, policy.n_obs_steps - 1, policy.feature_size)
     shapes = ({key: {0: batch, 1: steps} for key in longer}, {0: batch}, {0: batch})
@@ -157,30 +168,29 @@ def trace_stepwise(policy: Policy) -> ExportedProgram:
         return torch.export.export(graph, (longer, noise, past), dynamic_shapes=shapes)
 
 
-def random_inputs(policy: Policy, batch: int, seed: int) -> tuple[Inputs, Tensor]:
+def random_inputs(policy: Policy, spec: PolicySpec, batch: int, seed: int) -> tuple[Inputs, Tensor]:
     """Return random observations over about the range of the data, as the graph reads them, and noise."""
     generator = torch.Generator().manual_seed(seed)
     observations: Inputs = {}
-    for key, spec in policy.config.observations.items():
-        shape = (batch, policy.n_obs_steps, *spec.shape)
-        unit = torch.rand(shape, generator=generator)
-        observations[key] = unit if spec.kind == "image" else policy.normalizer.unnormalize(key, 2.4 * unit - 1.2)
-    noise = torch.randn(batch, policy.horizon, policy.action_dim, generator=generator)
-    return observations, noise
+    for key, value in spec.observations.items():
+        unit = torch.rand((batch, spec.n_obs_steps, *value.shape), generator=generator)
+        observations[key] = unit if value.kind == "image" else policy.normalizer.unnormalize(key, 2.4 * unit - 1.2)
+    return observations, torch.randn((batch, *spec.noise_shape), generator=generator)
 
 
-def largest_difference(policy: Policy, run: Runner) -> float:
+def largest_difference(policy: Policy, spec: PolicySpec, run: Runner) -> float:
     """Return the largest difference between the policy's predictions and those of `run`.
 
     In normalised actions, whose range in the data is [-1, 1], relative where they are larger than 1.
 
     Args:
         policy: what is right.
+        spec: of the graph, with its number of candidates.
         run: the graph.
     """
     largest = 0.0
     for seed, batch in enumerate(_CHECKED_BATCHES, start=1):
-        observations, noise = random_inputs(policy, batch, seed)
+        observations, noise = random_inputs(policy, spec, batch, seed)
         expected = policy.predict_action(observations, noise=noise, noise_scale=1.0)["action_pred"]
         expected, found = (policy.normalizer.normalize(ACTION, value) for value in (expected, run(observations, noise)))
         error = (found - expected).abs() / expected.abs().clamp(min=1.0)
@@ -188,7 +198,7 @@ def largest_difference(policy: Policy, run: Runner) -> float:
     return largest
 
 
-def _write_onnx(policy: Policy, path: Path) -> None:
+def _write_onnx(policy: Policy, spec: PolicySpec, path: Path) -> None:
     try:
         import onnxruntime  # noqa: F401  # the file is checked with it
         import onnxscript  # noqa: F401  # torch.onnx writes with it
@@ -198,13 +208,13 @@ def _write_onnx(policy: Policy, path: Path) -> None:
         ) from error
     read, returned = [*policy.config.observations, NOISE], [PREDICTION]
     if policy.encodes_steps:
-        program, read, returned = trace_stepwise(policy), [*read, PAST], [*returned, FEATURES]
+        program, read, returned = trace_stepwise(policy, spec), [*read, PAST], [*returned, FEATURES]
     else:
-        program = trace(policy)
+        program = trace(policy, spec)
     with _quiet():
         onnx = torch.onnx.export(program, input_names=read, output_names=returned, dynamo=True, verbose=False)
     assert onnx is not None  # it is only for dynamo=False
-    onnx.model.metadata_props[METADATA_KEY] = describe_policy(policy).to_json()
+    onnx.model.metadata_props[METADATA_KEY] = spec.to_json()
     onnx.save(path, external_data=False)
 
 
@@ -227,10 +237,10 @@ def _read_onnx(path: Path) -> list[Runner]:
     return [run, run_stepwise] if exported.encodes_steps else [run]
 
 
-def _write_pt2(policy: Policy, path: Path) -> None:
-    program = trace(policy)
+def _write_pt2(policy: Policy, spec: PolicySpec, path: Path) -> None:
+    program = trace(policy, spec)
     with _quiet():
-        torch.export.save(program, path, extra_files={PT2_METADATA_FILE: describe_policy(policy).to_json()})
+        torch.export.save(program, path, extra_files={PT2_METADATA_FILE: spec.to_json()})
 
 
 def _read_pt2(path: Path) -> list[Runner]:

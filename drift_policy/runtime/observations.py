@@ -1,10 +1,10 @@
-"""Observations as arrays: what a policy accepts, and the last steps of an episode. Needs numpy alone."""
+"""Observations and noise as arrays: what a policy accepts, and the last steps of an episode. Needs numpy alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from drift_policy.runtime.spec import ObservationKey, PolicySpec
 from drift_policy.runtime.step_features import ObservedStep, StepHistory
@@ -60,6 +60,30 @@ def checked_step(spec: PolicySpec, obs_now: Any) -> Arrays:
             )
         checked[key] = np.array(_checked_values(key, expected, value))
     return checked
+
+
+def checked_noise(spec: PolicySpec, noise: ArrayLike, batch: int) -> NDArray[np.float32]:
+    """Return given noise as float32, [B, Tp, Da] of one candidate or [B, N, Tp, Da] of all that the policy draws.
+
+    Args:
+        spec: of the policy, whose N is above 1 in the second case.
+        noise: [B, Tp, Da] or [B, N, Tp, Da].
+        batch: B.
+
+    Raises:
+        ValueError: another shape, or a number that is not finite.
+    """
+    given = np.asarray(noise, dtype=np.float32)
+    single = (batch, spec.horizon, spec.action_dim)
+    all_of_them = (batch, spec.num_candidates, *single[1:])
+    if given.shape not in (single, all_of_them):
+        raise ValueError(
+            f"noise must be an array of shape {list(single)}, but has {list(given.shape)}; that of all candidates has "
+            f"{list(all_of_them)}."
+        )
+    if not np.isfinite(given).all():
+        raise ValueError("noise holds NaN or infinity: a value is missing.")
+    return given.reshape(single) if spec.num_candidates == 1 else given
 
 
 def as_mapping(spec: PolicySpec, obs: Any) -> Mapping[str, Any]:

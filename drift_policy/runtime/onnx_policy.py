@@ -72,7 +72,7 @@ class OnnxPolicy(ArrayPolicy):
             raise ValueError("This policy takes whole observations: it has no features of single steps.")
         observation = checked_observation(self.spec, obs, 1)
         batch = len(next(iter(observation.values())))
-        noise = np.zeros((batch, self.horizon, self.action_dim), np.float32)
+        noise = np.zeros((batch, *self.spec.noise_shape), np.float32)
         features: Floats = self._session.run([FEATURES], self._feed(observation, [], noise), self._encode_only)[0]
         return features[:, -1]
 
@@ -82,6 +82,8 @@ class OnnxPolicy(ArrayPolicy):
         started = time.perf_counter()
         if noise is None:
             noise = self._draw(len(next(iter(observation.values()))))
+        elif noise.ndim == 3 and self.spec.num_candidates > 1:  # of one: the graph's candidates are all that one
+            noise = np.repeat(noise[:, None], self.spec.num_candidates, axis=1)
         feed = self._feed(observation, features, noise * np.float32(noise_scale))
         prepared = time.perf_counter()
         outputs = self._session.run([PREDICTION, FEATURES] if self.encodes_steps else [PREDICTION], feed)
@@ -154,7 +156,7 @@ def _feature_size(session: Any, path: str | Path) -> int | None:
 def _check_graph(session: Any, spec: PolicySpec, feature_size: int | None, path: str | Path) -> None:
     """Refuse a file whose graph is not that of its metadata."""
     expected = {key: [spec.n_obs_steps, *value.shape] for key, value in spec.observations.items()}
-    expected[NOISE] = [spec.horizon, spec.action_dim]
+    expected[NOISE] = list(spec.noise_shape)
     predicted = {PREDICTION: [spec.horizon, spec.action_dim]}
     found = {node.name: node for node in session.get_inputs()}
     if feature_size is not None:

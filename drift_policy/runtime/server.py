@@ -8,7 +8,6 @@ import asyncio
 import hmac
 import http
 import ipaddress
-import json
 import logging
 import math
 import signal
@@ -25,8 +24,9 @@ from websockets.http11 import Response
 
 import drift_policy
 from drift_policy.errors import ConfigurationError, require
+from drift_policy.runtime.array_policy import Floats
 from drift_policy.runtime.batching import Batcher, Request
-from drift_policy.runtime.observations import checked_observation
+from drift_policy.runtime.observations import checked_noise, checked_observation
 from drift_policy.runtime.spec import PolicySpec, describe_policy
 from drift_policy.runtime.wire import WireError, pack, unpack
 
@@ -226,7 +226,7 @@ class PolicyServer:
             scale = self.spec.noise_scale
         elif not isinstance(scale, (int, float)) or not 0 <= scale < math.inf:
             raise ValueError(f"noise_scale must be a number from 0 on, but is {scale!r}.")
-        noise = _noise(message.get("noise"), (batch, self.spec.horizon, self.spec.action_dim), session.generator)
+        noise = _noise(self.spec, message.get("noise"), batch, session.generator)
         seeds = session.generator.integers(_LARGEST_SEED, size=batch).tolist() if self.spec.num_evaluations > 1 else []
         request = Request(observation, noise * np.float32(scale), seeds)
         prediction, timing = await self._batcher.decide(request)
@@ -247,15 +247,13 @@ async def _close(clients: set[ServerConnection]) -> None:
     await asyncio.gather(*(client.close(_GOING_AWAY, "the server stops") for client in clients))
 
 
-def _noise(given: Any, shape: tuple[int, int, int], generator: np.random.Generator) -> np.ndarray:
+def _noise(spec: PolicySpec, given: Any, batch: int, generator: np.random.Generator) -> Floats:
+    """Return the noise of a request: the given one, or that of all candidates from the session's generator."""
     if given is None:
-        return generator.standard_normal(shape, dtype=np.float32)
-    noise = np.asarray(given, dtype=np.float32) if isinstance(given, np.ndarray) else None
-    if noise is None or noise.shape != shape:
-        raise ValueError(f"noise must be an array of shape {list(shape)}, but is {json.dumps(np.shape(given))}.")
-    if not np.isfinite(noise).all():
-        raise ValueError("noise holds NaN or infinity: a value is missing.")
-    return noise
+        return generator.standard_normal((batch, *spec.noise_shape), dtype=np.float32)
+    if not isinstance(given, np.ndarray):
+        raise ValueError(f"noise must be an array of shape {[batch, *spec.noise_shape]}, but is {given!r:.100}.")
+    return checked_noise(spec, given, batch)
 
 
 def _is_loopback(host: str) -> bool:

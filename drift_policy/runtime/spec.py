@@ -43,11 +43,12 @@ class PolicySpec:
     n_action_steps: int  # Ta
     noise_scale: float  # factor on the noise of a decision
     num_evaluations: int = 1  # of the network, for one decision
+    num_candidates: int = 1  # N: chunks drawn in them, the most typical of which is the decision
     metadata: dict[str, Any] = field(default_factory=dict)  # task, action space, data set
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        names = ("action_dim", "horizon", "n_obs_steps", "n_action_steps", "num_evaluations")
+        names = ("action_dim", "horizon", "n_obs_steps", "n_action_steps", "num_evaluations", "num_candidates")
         wrong = [name for name in names if not _is_size(getattr(self, name))]
         if wrong:
             raise CheckpointError(f"{wrong[0]} of a policy must be a positive number, not {getattr(self, wrong[0])!r}.")
@@ -65,6 +66,12 @@ class PolicySpec:
     def last_observed(self) -> int:
         """Index in a prediction of the step of the newest observation: the first action that is executed."""
         return self.n_obs_steps - 1
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the noise that a decision for one observation takes: [Tp, Da], or [N, Tp, Da] with N above 1."""
+        single = (self.horizon, self.action_dim)
+        return single if self.num_candidates == 1 else (self.num_candidates, *single)
 
     def to_json(self) -> str:
         """Return the inverse of `spec_from_json`."""
@@ -124,6 +131,7 @@ def describe_policy(policy: Any) -> PolicySpec:
         n_action_steps=config.n_action_steps,
         noise_scale=config.noise_scale,
         num_evaluations=owner.num_evaluations,
+        num_candidates=config.num_candidates,
         metadata=dict(owner.metadata),
     )
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drift_policy.candidates import most_typical
 from drift_policy.heads import Generators
 from drift_policy.policy import Observation, Policy
 from drift_policy.policy_config import ACTION
@@ -42,19 +43,19 @@ class TimedPolicy:
 
         Returns:
             its answer, and "timing": the milliseconds of "check" (observation and noise, moved to the device),
-            "normalise", "encode", "generate", "unnormalise" and their "total".
+            "normalise", "encode", "generate" (with the choice among candidates), "unnormalise" and their "total".
         """
         policy = self.policy
         marks = [time.perf_counter()]
         observation = policy._checked(obs)
         batch = len(next(iter(observation.values())))
-        start = policy._noise(noise, (batch, 1, policy.horizon, policy.action_dim), generator, noise_scale)
+        start = policy._noise(batch, generator, noise_scale, noise=noise)
         self._mark(marks)
         normalized = policy.normalize_observation(observation)
         self._mark(marks)
         condition = policy.encoder(normalized)
         self._mark(marks)
-        chunk = policy.head.sample(condition, start, generator).squeeze(1)
+        chunk = most_typical(policy.head.sample(condition, start, generator))
         self._mark(marks)
         prediction = policy.normalizer.unnormalize(ACTION, chunk)
         self._mark(marks)

@@ -37,7 +37,7 @@ def warm_up(policy: Any, *, calls: int = 3, batch_size: int = 1) -> WarmUp:
         raise ValueError(f"calls and batch_size must be at least 1, but are {calls} and {batch_size}.")
     spec = describe_policy(policy)
     observation = blank_observation(spec, batch_size)
-    noise = np.zeros((batch_size, spec.horizon, spec.action_dim), np.float32)
+    noise = np.zeros((batch_size, *spec.noise_shape), np.float32)
     options = {"noise": noise, **on_the_way(policy, spec, [0] * batch_size)}
     times = []
     for _ in range(calls):

@@ -5,7 +5,8 @@ Every message is a map with a "type". From the client:
 - {"type": "describe"}: answered by {"type": "policy", "spec": JSON, "server": facts}
 - {"type": "reset", "seed": number or list of numbers, optional}: starts the session's noise anew; {"type": "done"}
 - {"type": "predict", "id", "obs": {key: array}, "noise": array or nil, "noise_scale": number or nil}: answered by
-  {"type": "prediction", "id", "action_pred": array, "timing": {stage: ms}}
+  {"type": "prediction", "id", "action_pred": array, "timing": {stage: ms}}; noise is [B, N, Tp, Da] of the candidates
+  that the spec says, or [B, Tp, Da] of one
 
 What cannot be answered is answered by {"type": "error", "id", "message"}.
 """

@@ -43,19 +43,20 @@ def test_training_writes_the_run(trained: Path) -> None:
     assert manifest["task"] == "pusht"
     assert manifest["command"].startswith("python train_policy.py task=pusht")
     assert len(manifest["evaluation"]["episodes"]) == 2
+    assert manifest["evaluation"]["num_candidates"] == manifest["policy"]["num_candidates"]
     for name in ("metrics.csv", "curves.png", "action_fan.png", "config.yaml", "checkpoints/last/training.json"):
         assert (trained / name).is_file()
 
 
 def test_evaluation_prints_the_score_and_writes_every_episode(trained: Path) -> None:
-    result = run(
-        "eval_policy.py", f"ckpt={trained}", "task=pusht", "evaluation.n_episodes=3", "evaluation.max_steps=16"
-    )
+    settings = ["task=pusht", "evaluation.n_episodes=3", "evaluation.max_steps=16", "evaluation.num_candidates=4"]
+    result = run("eval_policy.py", f"ckpt={trained}", *settings)
     assert result.returncode == 0, result.stderr
     assert "highest coverage" in result.stdout
     manifest = json.loads((trained / "eval" / "manifest.json").read_text())
     assert [episode["seed"] for episode in manifest["evaluation"]["episodes"]] == [100000, 100001, 100002]
     assert manifest["evaluation"]["protocol"]["max_steps"] == 16
+    assert manifest["evaluation"]["num_candidates"] == 4
     assert {"low", "high", "mean", "n"} == manifest["evaluation"]["score"].keys()
     assert manifest["versions"]["torch"]
 

@@ -55,3 +55,16 @@ def test_the_noise_of_a_task_is_that_of_the_drift_policies_alone() -> None:
     assert composed("task=adroit_door", "policy=flow").policy["noise_scale"] == 1.0
     assert composed("task=pusht").policy["noise_scale"] == 0.5
     assert composed("task=adroit_door", "policy.noise_scale=0.25").policy["noise_scale"] == 0.25
+
+
+@pytest.mark.parametrize("policy", ["drift", "drift_unet", "drift_unet_image", "drift_transformer"])
+def test_the_candidates_of_a_task_are_those_of_the_drift_policies(policy: str) -> None:
+    of_task = ("task=pusht", "++task.num_candidates=7", f"policy={policy}")
+    assert composed(*of_task).policy["num_candidates"] == 7
+    assert composed(*of_task, "policy.num_candidates=3").policy["num_candidates"] == 3
+
+
+def test_the_candidates_of_a_task_leave_other_policies_alone() -> None:
+    config = composed("task=pusht", "++task.num_candidates=7", "policy=flow")
+    assert config.policy["num_candidates"] == 1
+    assert (config.rollout.num_candidates, config.evaluation.num_candidates) == (None, None)

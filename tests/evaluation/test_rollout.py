@@ -20,9 +20,9 @@ from tests.helpers.policies import tiny_policy
 MAKE_ENV: Callable[[], gym.Env[Any, Any]] = make_env_factory(EnvConfig(id=ID), 1000)
 
 
-def point_policy(head: str = "drift", seed: int = 0) -> Policy:
+def point_policy(head: str = "drift", seed: int = 0, num_candidates: int = 1) -> Policy:
     torch.manual_seed(seed)
-    policy = tiny_policy(head, observations={"obs": 4})
+    policy = tiny_policy(head, observations={"obs": 4}, num_candidates=num_candidates)
     unit_square = {"obs": np.array([[0.0] * 4, [1.0] * 4]), "action": np.array([[0.0] * 2, [1.0] * 2])}
     policy.set_normalizer(Normalizer.fit(unit_square))
     return policy
@@ -65,6 +65,24 @@ def test_policy_seed_and_noise_scale_change_the_episodes() -> None:
     assert scores() == scores()
     assert scores() != scores(policy_seed=1)
     assert scores(noise_scale=0.0) == scores(noise_scale=0.0, policy_seed=1)
+
+
+def test_decisions_draw_the_policys_candidates_or_those_of_the_evaluation() -> None:
+    policy = point_policy(num_candidates=4)
+    drawn: list[int] = []
+    policy.head.network.register_forward_hook(lambda _, given, output: drawn.append(output.shape[1]))
+
+    def episodes(number: int | None) -> list[Episode]:
+        drawn.clear()
+        config = EvaluationConfig(n_episodes=3, max_steps=10, num_candidates=number)
+        return rollout(policy, MAKE_ENV, config).episodes
+
+    own = episodes(None)
+    assert set(drawn) == {4}
+    assert episodes(4) == own
+    single = episodes(1)
+    assert set(drawn) == {1}
+    assert single == rollout(point_policy(), MAKE_ENV, EvaluationConfig(n_episodes=3, max_steps=10)).episodes
 
 
 def test_batched_decisions_take_fewer_forward_passes() -> None:

@@ -128,6 +128,17 @@ def test_the_loop_of_a_workspace(kind: str, tmp_path: Path) -> None:
         assert torch.equal(policy.predict_action(seen)["action_pred"], expected["action_pred"])
 
 
+@pytest.mark.parametrize("kind", ["lowdim", "image"])
+def test_decisions_draw_the_configured_candidates(kind: str) -> None:
+    policy: Any = lowdim_policy(num_candidates=6) if kind == "lowdim" else image_policy(num_candidates=6)
+    batch = lowdim_data() if kind == "lowdim" else image_data()
+    policy.set_normalizer(fitted(batch))
+    drawn: list[int] = []
+    policy.policy.head.network.register_forward_hook(lambda _, given, output: drawn.append(output.shape[1]))
+    policy.eval().predict_action(batch["obs"] if kind == "image" else {"obs": batch["obs"]})
+    assert drawn == [6]
+
+
 def test_double_precision_moves_with_to() -> None:
     policy, batch = lowdim_policy(), lowdim_data()
     policy.set_normalizer(fitted(batch))

@@ -12,6 +12,7 @@ from drift_policy import Policy, cuda_graph
 from drift_policy.cuda_graph import GraphedPolicy
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads.diffusion import DiffusionHeadConfig
+from drift_policy.runtime.spec import describe_policy
 from tests.helpers.image_policies import tiny_image_policy
 from tests.helpers.policies import HEAD_NAMES, tiny_obs, tiny_policy
 
@@ -78,9 +79,10 @@ def test_a_policy_in_training_mode_is_refused() -> None:
 def check_decisions(policy: Policy) -> None:
     """Compare captured decisions with the policy's own, given the same noise."""
     graphed, device = GraphedPolicy(policy, batch_size=3), policy.device
+    noise_shape = (3, *describe_policy(graphed).noise_shape)
     for seed in range(3):
         obs = tiny_obs(policy, seed=seed)
-        noise = np.random.default_rng(seed).standard_normal((3, 6, 2)).astype(np.float32)
+        noise = np.random.default_rng(seed).standard_normal(noise_shape).astype(np.float32)
         sources = [generator(10 * seed + i) for i in range(3)]
         # The generators inside the graph are seeded by one number from each of the given ones.
         seeds = [int(torch.randint(2**63 - 1, (), generator=source)) for source in sources]
@@ -93,9 +95,22 @@ def check_decisions(policy: Policy) -> None:
             torch.testing.assert_close(result[key], value, rtol=1e-4, atol=0.05)  # of actions from 100 to 500
 
 
+@pytest.mark.parametrize("num_candidates", [1, 5])
 @pytest.mark.parametrize("head", HEAD_NAMES)
-def test_decides_as_the_policy(head: str, without_gpu: None) -> None:
-    check_decisions(tiny_policy(head))
+def test_decides_as_the_policy(head: str, num_candidates: int, without_gpu: None) -> None:
+    check_decisions(tiny_policy(head, num_candidates=num_candidates))
+
+
+def test_the_policys_candidates_are_captured(without_gpu: None) -> None:
+    policy = tiny_policy(num_candidates=5)
+    graphed, obs = GraphedPolicy(policy, batch_size=2), tiny_obs(policy, batch=2)
+    expected = policy.predict_action(obs, generator=generator())["action_pred"]
+    torch.testing.assert_close(graphed.predict_action(obs, generator=generator())["action_pred"], expected)
+    noise = torch.randn(2, 6, 2, generator=generator())
+    one = graphed.predict_action(obs, noise=noise)["action_pred"]
+    torch.testing.assert_close(one, policy.predict_action(obs, noise=noise)["action_pred"], rtol=1e-5, atol=1e-3)
+    with pytest.raises(ValueError, match=r"There are 3 candidates, but the graph was captured for 5: make another"):
+        graphed.predict_action(obs, noise=torch.zeros(2, 3, 6, 2))
 
 
 @pytest.mark.parametrize("head", ["drift", "ddim"])
@@ -174,10 +189,11 @@ def test_bfloat16_is_autocast(without_gpu: None) -> None:
 
 
 @NEEDS_GPU
+@pytest.mark.parametrize("num_candidates", [1, 16])
 @pytest.mark.parametrize("network", ["mlp", "conditional_unet1d", "transformer"])
 @pytest.mark.parametrize("head", HEAD_NAMES)
-def test_a_replayed_graph_decides_as_the_policy_does_on_the_gpu(head: str, network: str) -> None:
-    check_decisions(tiny_policy(head, network).to("cuda"))
+def test_a_replayed_graph_decides_as_the_policy_does_on_the_gpu(head: str, network: str, num_candidates: int) -> None:
+    check_decisions(tiny_policy(head, network, num_candidates=num_candidates).to("cuda"))
 
 
 @NEEDS_GPU

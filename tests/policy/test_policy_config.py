@@ -32,7 +32,7 @@ def mapping(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("head", HEAD_NAMES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_round_trip_through_json(head: str, network: str) -> None:
-    config = tiny_config(head, network, observations={"b": 3, "a": 1}, noise_scale=0.25)
+    config = tiny_config(head, network, observations={"b": 3, "a": 1}, noise_scale=0.25, num_candidates=16)
     restored = policy_config_from_mapping(json.loads(json.dumps(config.to_mapping())))
     assert restored == config
     assert list(restored.observations) == ["b", "a"], "the order of the keys is the order of the network's input"
@@ -59,6 +59,7 @@ def test_a_hydra_configuration_is_accepted() -> None:
         (r"policy\.horizon must be a number, but is 16\.5", {"horizon": 16.5}),
         (r"policy\.n_obs_steps must be a number, but is True", {"n_obs_steps": True}),
         (r"policy\.noise_scale must be a number, but is None", {"noise_scale": None}),
+        (r"policy\.num_candidates must be a number, but is 1\.5", {"num_candidates": 1.5}),
         (
             r"'dirft' is unknown: expected one of \['diffusion', 'drift', 'flow', 'regression'\]",
             {"head": {"name": "dirft"}},
@@ -107,6 +108,7 @@ def test_a_missing_value_is_named(key: str) -> None:
         (r"policy\.horizon must be at least 1, but is 0", {"horizon": 0}),
         (r"policy\.n_obs_steps must be at least 1, but is 0", {"n_obs_steps": 0}),
         (r"policy\.n_action_steps must be at least 1, but is -2", {"n_action_steps": -2}),
+        (r"policy\.num_candidates must be at least 1, but is 0", {"num_candidates": 0}),
         (r"policy\.action_dim must be at least 1, but is 0", {"action_dim": 0}),
         (r"policy\.noise_scale must be a number from 0 on, but is -0\.5", {"noise_scale": -0.5}),
         (r"policy\.noise_scale must be a number from 0 on, but is nan", {"noise_scale": float("nan")}),

@@ -63,7 +63,11 @@ def test_a_bare_array_needs_a_policy_with_one_key(policy: Policy) -> None:
         policy.select_action(torch.zeros(4))
 
 
-@pytest.mark.parametrize("shape", [(B, 6), (6, DA), (B, 5, DA), (B, 6, 3), (2, 6, DA), (B, 1, 6, DA)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(B, 6), (6, DA), (B, 5, DA), (B, 6, 3), (2, 6, DA), (B, 0, 6, DA), (2, 4, 6, DA), (B, 4, 6, 3), (B, 1, 4, 6, DA)],
+    ids=str,
+)
 def test_a_wrong_noise_shape_is_named(policy: Policy, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"noise must have shape \[3, 6, 2\], but has") as error:
         policy.predict_action(GOOD, noise=torch.zeros(shape))

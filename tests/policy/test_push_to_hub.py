@@ -113,6 +113,29 @@ def test_the_card_tells_what_the_manifest_says(api: FakeApi, tmp_path: Path) -> 
         assert text in card
 
 
+def test_the_card_of_a_policy_with_candidates_says_how_many(api: FakeApi, tmp_path: Path) -> None:
+    policy = tiny_policy(num_candidates=16)
+    run = write_manifest(tmp_path / "run", policy)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["evaluation"]["num_candidates"] = 8
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    policy.push_to_hub("lab/push-t", run=run)
+    card = (api.folder / "README.md").read_text()
+    assert "with 1 network evaluation, the most typical of 16 candidates." in card
+    assert "candidates of a decision: 8;" in card
+
+
+def test_a_manifest_from_before_a_setting_is_of_the_policy_with_its_default(api: FakeApi, tmp_path: Path) -> None:
+    run = write_manifest(tmp_path / "run", tiny_policy())
+    manifest = json.loads((run / "manifest.json").read_text())
+    del manifest["policy"]["num_candidates"]
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    tiny_policy().push_to_hub("lab/push-t", run=run)
+    assert "candidates of a decision: 1;" in (api.folder / "README.md").read_text()
+    with pytest.raises(CheckpointError, match="about another policy"):
+        tiny_policy(num_candidates=2).push_to_hub("lab/push-t", run=run)
+
+
 def test_the_lines_of_use_run(api: FakeApi) -> None:
     policy = tiny_policy(observations={"arm": 2, "cube": 3})
     policy.push_to_hub("lab/push-t")
@@ -156,7 +179,11 @@ def test_scores_of_another_policy_are_refused_before_anything_is_sent(api: FakeA
     write_manifest(run, tiny_policy(), evaluation={"score_name": "coverage"})
     with pytest.raises(CheckpointError, match="lacks 'score'"):
         tiny_policy().push_to_hub("lab/x", run=run)
-    for content, message in (("[]", "about another policy"), ("{", "not valid JSON")):
+    for content, message in (
+        ("[]", "about another policy"),
+        ('{"policy": {"observations": 3, "head": 3}}', "about another policy"),
+        ("{", "not valid JSON"),
+    ):
         (run / "manifest.json").write_text(content)
         with pytest.raises(CheckpointError, match=message):
             tiny_policy().push_to_hub("lab/x", run=run)

@@ -147,6 +147,7 @@ def test_the_metadata_are_readable_by_everybody(exported: tuple[Policy, Path]) -
         "n_action_steps": 3,
         "noise_scale": 0.5,
         "num_evaluations": 1,
+        "num_candidates": 1,
         "metadata": {"task": "tiny"},
     }
     assert OnnxPolicy(path).spec == describe_policy(policy)

@@ -60,6 +60,32 @@ class TestAnswers:
             np.testing.assert_allclose(found[key], expected[key].numpy(), rtol=1e-5, atol=1e-3)
             np.testing.assert_allclose(floats[key], expected[key].numpy(), rtol=1e-5, atol=1e-2)
 
+    @pytest.mark.parametrize("head", ["drift", "diffusion"])
+    def test_it_draws_the_policys_candidates(self, head: str) -> None:
+        policy = tiny_policy(head, num_candidates=3)
+        drawn: list[tuple[int, int]] = []
+        policy.head.network.register_forward_hook(lambda _, given, output: drawn.append(output.shape[:2]))
+        obs = {key: value.numpy() for key, value in tiny_obs(policy, 2).items()}
+        noise = np.random.default_rng(0).standard_normal((2, 3, 6, 2)).astype(np.float32)
+        with running_server(policy) as server, PolicyClient(server.url, seed=5) as client:
+            assert client.spec.num_candidates == 3
+            first = client.predict_action(obs)["action_pred"]
+            client.reset(seed=5)
+            np.testing.assert_array_equal(client.predict_action(obs)["action_pred"], first)
+            client.predict_action(obs, generator=np.random.default_rng(0))
+            several = client.predict_action(obs, noise=noise)["action_pred"]
+            warm_up(client, calls=1, batch_size=2)
+            assert set(drawn) == {(2, 3)}
+            drawn.clear()
+            one = client.predict_action(obs, noise=noise[:, 0])["action_pred"]
+            assert set(drawn) == {(2, 1)}
+            with pytest.raises(ValueError, match=r"noise must be .* \[2, 6, 2\], but has \[2, 2, 6, 2\]"):
+                client.predict_action(obs, noise=noise[:, :2])
+        if head == "drift":  # diffusion draws on the way, from the server's seeds
+            for found, given in ((several, noise), (one, noise[:, 0])):
+                expected = policy.predict_action(obs, noise=given)["action_pred"].numpy()
+                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3)
+
     def test_it_has_the_surface_of_a_policy(self) -> None:
         policy = tiny_policy("regression")
         observations = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)

@@ -91,6 +91,23 @@ class TestBatches:
         assert sum(policy.rows) == 16
         assert all(rows <= 4 or rows == 9 for rows in policy.rows)
 
+    def test_noise_of_one_candidate_and_of_all_is_not_decided_together(self) -> None:
+        policy = tiny_policy(num_candidates=3)
+        obs = {key: value.numpy() for key, value in tiny_obs(policy, 1).items()}
+        noise = np.random.default_rng(0).standard_normal((1, 3, 6, 2)).astype(np.float32)
+        given = [noise, noise[:, 0], noise, noise[:, 1]]
+        with running_server(policy, batch_wait_ms=100.0) as server, ThreadPoolExecutor(4) as pool:
+            clients = [PolicyClient(server.url) for _ in given]
+            answers = [
+                pool.submit(client.predict_action, obs, noise=value)
+                for client, value in zip(clients, given, strict=True)
+            ]
+            for answer, value in zip(answers, given, strict=True):
+                expected = policy.predict_action(obs, noise=value)["action_pred"].numpy()
+                np.testing.assert_allclose(answer.result(10)["action_pred"], expected, rtol=1e-5, atol=1e-3)
+            for client in clients:
+                client.close()
+
     def test_bytes_and_floats_of_images_fit_into_one_batch(self) -> None:
         policy = tiny_image_policy("regression")
         obs = {key: value.numpy() for key, value in tiny_obs(policy, 1).items()}

@@ -10,9 +10,10 @@ from tests.helpers.image_policies import tiny_image_policy
 from tests.helpers.policies import HEAD_NAMES, CallCounter, tiny_obs, tiny_policy
 
 
+@pytest.mark.parametrize("num_candidates", [1, 4])
 @pytest.mark.parametrize("head", HEAD_NAMES)
-def test_a_timed_decision_is_the_policys_own(head: str) -> None:
-    policy = tiny_image_policy(head)
+def test_a_timed_decision_is_the_policys_own(head: str, num_candidates: int) -> None:
+    policy = tiny_image_policy(head, num_candidates=num_candidates)
     obs = tiny_obs(policy)
     expected = policy.predict_action(obs, generator=torch.Generator().manual_seed(0))
     found = TimedPolicy(policy).predict_action(obs, generator=torch.Generator().manual_seed(0))

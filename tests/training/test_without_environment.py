@@ -15,6 +15,7 @@ from rich.console import Console
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
+from drift_policy.evaluation.offline import open_loop_manifest
 from drift_policy.evaluation.open_loop import OpenLoopResult, measure_open_loop
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.serialization import load_policy
@@ -23,6 +24,7 @@ from drift_policy.training.config import TrainConfig
 from drift_policy.training.run import train
 from tests.helpers.documents import run_command
 from tests.helpers.point_task import point_demonstrations, point_task, point_training
+from tests.helpers.policies import tiny_policy
 from tests.helpers.training_runs import assert_same_state, press_ctrl_c, stop_before_step
 
 QUIET = Console(quiet=True)
@@ -79,6 +81,19 @@ def test_evaluating_repeats_the_measurement_of_the_training(run: Path) -> None:
     for name in ("action_error", "action_mse", "error_of_numbers", "episodes"):
         assert manifest["open_loop"][name] == trained["open_loop"][name]
     assert manifest["evaluation"] is None and manifest["data"]["sha256"] == trained["data"]["sha256"]
+
+
+def test_the_candidates_are_the_policys_or_those_of_the_evaluation() -> None:
+    policy, buffer = tiny_policy(observations={"obs": 4}, num_candidates=3), point_demonstrations(episodes=1)
+    windows = make_windows(robot_task(), buffer, np.ones(1, bool), horizon=6, n_obs_steps=2, n_action_steps=3)
+    drawn: list[int] = []
+    policy.head.network.register_forward_hook(lambda _, given, output: drawn.append(output.shape[1]))
+    for number, expected in ((None, 3), (2, 2)):
+        drawn.clear()
+        config = EvaluationConfig(n_episodes=1, num_candidates=number)
+        result = measure_open_loop(policy, windows, buffer.episode_ends, config)
+        assert set(drawn) == {expected}
+        assert open_loop_manifest(policy, result, config)["num_candidates"] == expected
 
 
 def test_the_task_file_says_that_there_is_no_environment(run: Path, tmp_path: Path) -> None:

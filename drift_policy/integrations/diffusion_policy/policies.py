@@ -118,6 +118,7 @@ class DriftLowdimPolicy(_WorkspacePolicy):
         network: {"name": ..., settings}, as in configs/policy/network; the residual MLP if absent.
         head: {"name": ..., settings}, as in configs/policy/head; the drift head if absent.
         noise_scale: factor on the noise at test time.
+        num_candidates: chunks drawn for a decision; the most typical one is executed.
 
     Raises:
         ConfigurationError: a setting that is unknown or cannot work.
@@ -133,6 +134,7 @@ class DriftLowdimPolicy(_WorkspacePolicy):
         network: Mapping[str, Any] | None = None,
         head: Mapping[str, Any] | None = None,
         noise_scale: float = NOISE_SCALE,
+        num_candidates: int = 1,
     ) -> None:
         super().__init__(
             {
@@ -144,6 +146,7 @@ class DriftLowdimPolicy(_WorkspacePolicy):
                 "network": dict(network or {"name": "mlp"}),
                 "head": dict(head or {"name": "drift"}),
                 "noise_scale": noise_scale,
+                "num_candidates": num_candidates,
             }
         )
         self.obs_dim = obs_dim
@@ -165,6 +168,7 @@ class DriftImagePolicy(_WorkspacePolicy):
         network: {"name": ..., settings}, as in configs/policy/network; the residual MLP if absent.
         head: {"name": ..., settings}, as in configs/policy/head; the drift head if absent.
         noise_scale: factor on the noise at test time.
+        num_candidates: chunks drawn for a decision; the most typical one is executed.
 
     Raises:
         ConfigurationError: a setting or a part of shape_meta that is unknown or cannot work.
@@ -183,6 +187,7 @@ class DriftImagePolicy(_WorkspacePolicy):
         network: Mapping[str, Any] | None = None,
         head: Mapping[str, Any] | None = None,
         noise_scale: float = NOISE_SCALE,
+        num_candidates: int = 1,
     ) -> None:
         observations, action_dim = observations_of(shape_meta, crop_shape, resize_shape)
         super().__init__(
@@ -197,6 +202,7 @@ class DriftImagePolicy(_WorkspacePolicy):
                 "network": dict(network or {"name": "mlp"}),
                 "head": dict(head or {"name": "drift"}),
                 "noise_scale": noise_scale,
+                "num_candidates": num_candidates,
             }
         )
 

@@ -46,6 +46,7 @@ class DriftConfig(PreTrainedConfig):
     resize_shape: tuple[int, int] | None = None  # (height, width) that images are scaled to before the crop
     crop_shape: tuple[int, int] | None = None  # (height, width), random in training, central otherwise
     noise_scale: float = 0.5  # factor on the noise at test time; training always uses 1
+    num_candidates: int = 1  # chunks drawn for a decision in one batched evaluation; the most typical one is executed
 
     ema_decay: float = 0.999  # decay of the averaged weights that decide; 0 decides with the trained ones
     optimizer_lr: float = 1e-3
@@ -128,6 +129,7 @@ class DriftConfig(PreTrainedConfig):
                 "n_obs_steps": self.n_obs_steps,
                 "n_action_steps": self.n_action_steps,
                 "noise_scale": self.noise_scale,
+                "num_candidates": self.num_candidates,
                 "network": {"name": self.network, **self.network_settings},
                 "head": {"name": self.head, **self.head_settings},
                 "image_backbone": {"name": self.image_backbone, **self.image_backbone_settings},

@@ -89,7 +89,8 @@ class DriftPolicy(PreTrainedPolicy):
 
         Args:
             batch: features [B, To, ...], or [B, ...] of one step, which joins the history of the episode.
-            noise: [B, Tp, Da], standard normal; drawn if absent.
+            noise: [B, Tp, Da] of one candidate or [B, N, Tp, Da] of N, standard normal; drawn for the configuration's
+                `num_candidates` if absent.
         """
         observed = self._features(batch)
         key, spec = next(iter(self.deciding.config.observations.items()))

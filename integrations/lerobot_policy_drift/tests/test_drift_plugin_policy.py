@@ -59,6 +59,18 @@ def test_the_chunk_begins_at_the_newest_observation() -> None:
     assert torch.equal(made.predict_action_chunk(given, noise=noise), whole["action_pred"][:, 1:4])
 
 
+def test_decisions_draw_the_configured_candidates() -> None:
+    made = policy(num_candidates=6)
+    drawn: list[int] = []
+    made.policy.head.network.register_forward_hook(lambda _, given, output: drawn.append(output.shape[1]))
+    torch.manual_seed(1)
+    chosen = made.predict_action_chunk(batch())
+    torch.manual_seed(1)
+    assert torch.equal(made.predict_action_chunk(batch(), noise=torch.randn(4, 6, 8, 2)), chosen)
+    made.predict_action_chunk(batch(), noise=torch.randn(4, 8, 2))
+    assert drawn == [6, 6, 1]
+
+
 def test_actions_come_from_the_queue_and_history() -> None:
     made = policy()
     states = torch.rand(4, 5, 3)
@@ -126,6 +138,7 @@ def test_a_state_dict_restores_the_decisions() -> None:
         ({"output_features": {}}, ValueError, "needs the output feature 'action'"),
         ({"input_features": {}}, ConfigurationError, "needs at least one observation key"),
         ({"network": "mpl"}, ConfigurationError, "choose one of: mlp"),
+        ({"num_candidates": 0}, ConfigurationError, "num_candidates must be at least 1"),
         ({"network_settings": {"widht": 3}}, ConfigurationError, "did you mean width"),
         ({"input_features": {"a.b": STATE, "a_b": STATE}}, ValueError, "cannot be told from another"),
     ],
