@@ -111,7 +111,7 @@ class GraphedPolicy:
         observation = {key: value.on_device for key, value in self._inputs.items()}
         # The autocast context ends with the decision: casts that it caches must not outlive the graph's memory.
         with torch.inference_mode(), torch.autocast(policy.device.type, torch.bfloat16, enabled=self._use_bfloat16):
-            chunks = policy.head.sample(policy._encode(observation), self._noise, self._generators)
+            chunks = policy.propose(policy._encode(observation), self._noise, self._generators)
         with torch.inference_mode():
             return policy.normalizer.unnormalize(ACTION, most_typical(chunks.to(policy.dtype)))
 

@@ -27,6 +27,11 @@ class Mirror(nn.Module):
         action_dim: Da.
     """
 
+    feature_matrix: Tensor  # [F, F]
+    feature_offset: Tensor  # [F]
+    action_matrix: Tensor  # [Da, Da]
+    action_offset: Tensor  # [Da]
+
     def __init__(self, feature_size: int, action_dim: int) -> None:
         super().__init__()
         self.register_buffer("feature_matrix", torch.full((feature_size, feature_size), torch.nan))
@@ -57,7 +62,7 @@ class Mirror(nn.Module):
         self.is_fitted = True
 
     def both_observations(self, condition: Tensor) -> Tensor:
-        """Return encoded observations [B, To * F], followed by their mirror images, [2 B, To * F].
+        """Return every encoded observation [B, To * F], followed by its mirror image, [2 B, To * F].
 
         Raises:
             CheckpointError: neither `fit` nor a checkpoint gave the maps.
@@ -66,16 +71,16 @@ class Mirror(nn.Module):
             raise CheckpointError("The policy mirrors observations but has no mirror yet: call policy.mirror.fit(...).")
         steps = condition.unflatten(1, (-1, len(self.feature_offset)))
         image = steps @ self.feature_matrix + self.feature_offset
-        return torch.cat([condition, image.flatten(1)])
+        return torch.stack([condition, image.flatten(1)], dim=1).flatten(0, 1)
 
     def both_noises(self, noise: Tensor) -> Tensor:
         """Return the noise [B, N, Tp, Da] of all candidates as that of N / 2 of each side, [2 B, N / 2, Tp, Da]."""
-        return torch.cat(noise.chunk(2, dim=1))
+        return noise.unflatten(1, (2, -1)).flatten(0, 1)
 
     def all_candidates(self, chunks: Tensor) -> Tensor:
         """Return chunks [2 B, N / 2, Tp, Da] of both sides as candidates on this side, [B, N, Tp, Da]."""
-        own, image = chunks.chunk(2)
-        return torch.cat([own, image @ self.action_matrix + self.action_offset], dim=1)
+        sides = chunks.unflatten(0, (-1, 2))
+        return torch.cat([sides[:, 0], sides[:, 1] @ self.action_matrix + self.action_offset], dim=1)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -21,6 +21,7 @@ from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Generators, Metrics, head_kind
 from drift_policy.heads.drift import DriftHead, Positives
 from drift_policy.inputs import as_observation, check_finite, checked_step, checked_steps
+from drift_policy.mirror import Mirror
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, POSITIVE_WEIGHTS, POSITIVES, PolicyConfig
 from drift_policy.runtime.step_features import ObservedStep, StepHistory, decide, encode_newest
@@ -70,6 +71,7 @@ class Policy(nn.Module):
             time_conditioned=kind.head.time_conditioned,
         )
         self.head = kind.head(config.head, network)
+        self.mirror = Mirror(self.feature_size, config.action_dim) if config.mirrored else None
         self.reset()
 
     @property
@@ -167,6 +169,7 @@ class Policy(nn.Module):
         noise: Tensor | np.ndarray | None = None,
         noise_scale: float | None = None,
         num_candidates: int | None = None,
+        mirrored: bool | None = None,
         features: Sequence[Tensor | np.ndarray] | None = None,
     ) -> dict[str, Tensor]:
         """Draw one action chunk for each observation.
@@ -181,6 +184,8 @@ class Policy(nn.Module):
             noise_scale: factor on the noise. Default: the configuration's.
             num_candidates: N; draw so many chunks in one batched evaluation and answer with the one that most others
                 are near to (`most_typical`). Default: the configuration's. Not together with `noise`.
+            mirrored: whether half of several candidates answer to the mirror image of the observation, which the
+                policy must have learned (`config.mirrored`). Default: the configuration's.
             features: [B, F] of each of the first steps, from `encode_step` or an earlier answer; `obs` then holds the
                 steps after them alone, at least one. They are those of the present weights.
 
@@ -204,11 +209,37 @@ class Policy(nn.Module):
         condition = self._encode(observation)
         if given:
             condition = torch.cat([*self._checked_features(given, batch), condition], dim=1)
-        chunk = most_typical(self.head.sample(condition, start, generator))
+        chunk = most_typical(self.propose(condition, start, generator, mirrored=mirrored))
         prediction = self.normalizer.unnormalize(ACTION, chunk)
         first = self.n_obs_steps - 1
         answer = {"action": prediction[:, first : first + self.n_action_steps], "action_pred": prediction}
         return answer if features is None else answer | {"features": condition.unflatten(1, (self.n_obs_steps, -1))}
+
+    def propose(
+        self, condition: Tensor, noise: Tensor, generator: Generators = None, *, mirrored: bool | None = None
+    ) -> Tensor:
+        """Return normalised candidates [B, N, Tp, Da] in one batched pass of the head: what a decision chooses from.
+
+        Args:
+            condition: encoded observations, [B, C].
+            noise: of all candidates, scaled, [B, N, Tp, Da].
+            generator: of what an iterative head draws on the way.
+            mirrored: see `predict_action`; one candidate alone is never mirrored.
+
+        Raises:
+            ValueError: N is odd or the policy has no mirror where half of the candidates shall come from there.
+            CheckpointError: its mirror was never set.
+        """
+        is_mirrored = self.config.mirrored if mirrored is None else mirrored
+        if not is_mirrored or noise.shape[1] == 1:
+            return self.head.sample(condition, noise, generator)
+        if self.mirror is None:
+            raise ValueError("mirrored is true, but this policy was made with policy.mirrored=false.")
+        if noise.shape[1] % 2:
+            raise ValueError(f"{noise.shape[1]} candidates cannot be shared by two sides: give an even number.")
+        both = [one for one in generator for _ in range(2)] if isinstance(generator, list) else generator
+        chunks = self.head.sample(self.mirror.both_observations(condition), self.mirror.both_noises(noise), both)
+        return self.mirror.all_candidates(chunks)
 
     @torch.inference_mode()
     def encode_step(self, obs: Observation) -> Tensor:

@@ -9,7 +9,7 @@ from drift_policy.config import parse_choice, parse_config
 from drift_policy.encoders import ObservationSpec
 from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.encoders.backbones.resnet18 import Resnet18Config
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import ConfigurationError, require
 from drift_policy.heads import head_kind
 from drift_policy.heads.drift import DriftHeadConfig
 from drift_policy.networks import network_kind
@@ -26,7 +26,7 @@ _PARTS: dict[str, Callable[[str], Any]] = {
     "image_backbone": backbone_kind,
 }
 _OPTIONAL_PARTS = ("image_backbone",)  # a policy without cameras does not say which
-_SWITCHES = ("share_image_backbone",)
+_SWITCHES = ("share_image_backbone", "mirrored")
 
 
 @dataclass
@@ -40,6 +40,7 @@ class PolicyConfig:
     n_action_steps: int = 8  # Ta: steps of a chunk that are executed before the next decision
     noise_scale: float = 1.0  # factor on the noise at test time; training always uses 1
     num_candidates: int = 1  # chunks drawn for a decision in one batched evaluation; the most typical one is executed
+    mirrored: bool = False  # half of the candidates answer to the observation's mirror image; see drift_policy.mirror
     head_name: str = "drift"  # how a chunk is drawn, a key of drift_policy.heads.HEADS
     head: Any = field(default_factory=DriftHeadConfig)  # settings of that head
     network_name: str = "mlp"  # the generator, a key of drift_policy.networks.NETWORKS
@@ -64,6 +65,7 @@ class PolicyConfig:
             raise ConfigurationError(f"policy.observations.{ACTION} would hide the predicted actions: rename that key.")
         if not 0 <= self.noise_scale < math.inf:
             raise ConfigurationError(f"policy.noise_scale must be a number from 0 on, but is {self.noise_scale}.")
+        self._check_mirrored()
         for part, find in _PARTS.items():
             config = find(getattr(self, f"{part}_name")).config
             settings = getattr(self, part)
@@ -72,6 +74,16 @@ class PolicyConfig:
                     f"policy.{part} {getattr(self, f'{part}_name')!r} needs a {config.__name__}, "
                     f"but has a {type(settings).__name__}."
                 )
+
+    def _check_mirrored(self) -> None:
+        if not self.mirrored:
+            return
+        require(not self.has_images, "policy.mirrored=true is for observations without images: set it to false.")
+        require(
+            self.num_candidates % 2 == 0,
+            f"policy.mirrored=true takes half of the candidates from each side, so policy.num_candidates must be even, "
+            f"but is {self.num_candidates}: change it, or set policy.mirrored=false.",
+        )
 
     @property
     def has_images(self) -> bool:

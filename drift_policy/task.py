@@ -107,6 +107,8 @@ class TaskConfig:
     n_action_steps: int = 8  # default Ta
     noise_scale: float | None = None  # default of the drift policies for this task; null leaves theirs
     num_candidates: int | None = None  # and of the candidates of their decisions
+    dropout: float | None = None  # and of the dropout of the MLP, whatever the head; null is none
+    mirrored: bool | None = None  # and of whether half of those come from the mirror image; needs a symmetry
     samples_per_observation: int | None = None  # and of the drift head's samples for each observation
     kernel: str | None = None  # and of the kernel of its field
     symmetry: str | None = None  # "module:function" that mirrors demonstrations, to train on both; null trains as given

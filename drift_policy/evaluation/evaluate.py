@@ -142,6 +142,7 @@ def evaluation_manifest(
         "wall_s": result.wall_s,
         "noise_scale": policy.config.noise_scale if config.noise_scale is None else config.noise_scale,
         "num_candidates": config.num_candidates or policy.config.num_candidates,
+        "mirrored": policy.config.mirrored if config.mirrored is None else config.mirrored,
         "protocol": asdict(config.for_task(env.max_steps)),
         "episodes": [asdict(episode) for episode in result.episodes],
     }

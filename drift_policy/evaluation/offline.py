@@ -118,6 +118,7 @@ def open_loop_manifest(policy: Policy, result: OpenLoopResult, config: Evaluatio
         "latency_ms": {"p50": result.latency(50), "p99": result.latency(99), "decisions": len(result.latency_ms)},
         "noise_scale": policy.config.noise_scale if config.noise_scale is None else config.noise_scale,
         "num_candidates": config.num_candidates or policy.config.num_candidates,
+        "mirrored": policy.config.mirrored if config.mirrored is None else config.mirrored,
         "protocol": {name: asdict(config)[name] for name in ("n_episodes", "policy_seed")},
         "episodes": [
             {

@@ -83,9 +83,14 @@ def measure_open_loop(
         policy: in evaluation mode.
         windows: of the episodes to measure on, cut for this policy.
         episode_ends: [E] of the buffer that the windows come from.
-        config: how many episodes; `policy_seed`, `noise_scale` and `num_candidates` are those of its decisions.
+        config: how many episodes; `policy_seed`, `noise_scale`, `num_candidates` and `mirrored` are those of its
+            decisions.
         on_episode: called after each episode, for progress displays.
+
+    Raises:
+        ConfigurationError: the policy cannot give the candidates that are asked for.
     """
+    config.check_fits(policy)
     now = policy.n_obs_steps - 1
     executed = slice(now, now + policy.n_action_steps)
     episode_of = np.searchsorted(episode_ends, windows.rows[:, now].cpu().numpy(), side="right")
@@ -101,6 +106,7 @@ def measure_open_loop(
                 generator=generator,
                 noise_scale=config.noise_scale,
                 num_candidates=config.num_candidates,
+                mirrored=config.mirrored,
             )["action"]
             predicted.append(chunk.cpu())
             result.latency_ms.append((time.perf_counter() - started) * 1000)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.errors import CheckpointError, ConfigurationError, require
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
 from drift_policy.evaluation.statistics import Interval, mean_interval, success_interval
 from drift_policy.policy import Policy
@@ -32,6 +32,7 @@ class EvaluationConfig:
     decision_batch_size: int = 1  # observations in one forward pass; above 1, rounding may differ between batches
     policy_seed: int = 0  # seed of the policy's noise, together with the episode's seed
     noise_scale: float | None = None  # factor on the policy's noise; null takes the checkpoint's own
+    mirrored: bool | None = None  # half of the candidates from the observation's mirror image; null as above
     num_candidates: int | None = None  # chunks drawn for a decision, the most typical one is executed; null as above
 
     def for_task(self, max_steps: int) -> "EvaluationConfig":
@@ -48,6 +49,24 @@ class EvaluationConfig:
         if self.max_steps is None:
             raise ConfigurationError("evaluation.max_steps has no value: set it, or take the task's with for_task.")
         return self.max_steps
+
+    def check_fits(self, policy: Policy) -> None:
+        """Refuse candidates that this policy cannot give.
+
+        Raises:
+            ConfigurationError: it has no mirror, or an odd number of candidates shall be shared by two sides.
+        """
+        number = policy.config.num_candidates if self.num_candidates is None else self.num_candidates
+        is_mirrored = policy.config.mirrored if self.mirrored is None else self.mirrored
+        require(
+            not is_mirrored or policy.mirror is not None,
+            "evaluation.mirrored=true needs a policy that was trained with policy.mirrored=true: leave it out.",
+        )
+        require(
+            not is_mirrored or number == 1 or number % 2 == 0,
+            f"evaluation.num_candidates={number} cannot be shared by an observation and its mirror image: give an "
+            "even number, or evaluation.mirrored=false.",
+        )
 
     def __post_init__(self) -> None:
         for name in ("n_episodes", "max_steps", "n_envs", "decision_batch_size", "num_candidates"):
@@ -126,7 +145,9 @@ def rollout(
 
     Raises:
         CheckpointError: the policy's observation or action sizes are not the environment's.
+        ConfigurationError: the policy cannot give the candidates that are asked for.
     """
+    config.check_fits(policy)
     n_envs = min(config.n_envs, config.n_episodes)
     started = time.perf_counter()
     episodes: list[Episode] = []
@@ -218,6 +239,7 @@ def _decide(
             generator=[slot.generator for slot in slots],
             noise_scale=config.noise_scale,
             num_candidates=config.num_candidates,
+            mirrored=config.mirrored,
         )
         actions[indices] = chunk["action"].cpu().numpy()
         latency_ms.append((time.perf_counter() - started) * 1000)

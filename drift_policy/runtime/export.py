@@ -75,7 +75,7 @@ class DecisionGraph(nn.Module):
 
     def _generate(self, condition: Tensor, noise: Tensor) -> Tensor:
         candidates = noise.unsqueeze(1) if noise.ndim == 3 else noise
-        chunk = most_typical(self.policy.head.sample(condition, candidates))
+        chunk = most_typical(self.policy.propose(condition, candidates))
         return self.policy.normalizer.unnormalize(ACTION, chunk)
 
 

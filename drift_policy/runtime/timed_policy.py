@@ -55,7 +55,7 @@ class TimedPolicy:
         self._mark(marks)
         condition = policy.encoder(normalized)
         self._mark(marks)
-        chunk = most_typical(policy.head.sample(condition, start, generator))
+        chunk = most_typical(policy.propose(condition, start, generator))
         self._mark(marks)
         prediction = policy.normalizer.unnormalize(ACTION, chunk)
         self._mark(marks)
