@@ -1,4 +1,4 @@
-"""The chunks of the nearest observations as further positives of the drift head."""
+"""Further positives of the drift head that are windows of the data: nearest observations, or shifts in time."""
 
 from functools import partial
 
@@ -9,34 +9,52 @@ from torch import Tensor
 
 from drift_policy.data.dataset import WindowDataset
 from drift_policy.data.neighbours import find_neighbours
+from drift_policy.data.time_shifts import shifted_windows
 from drift_policy.errors import require
 from drift_policy.heads.drift import DriftHead
 from drift_policy.policy import Policy
-from drift_policy.training.trainer_config import TrainerConfig
+from drift_policy.training.trainer_config import ONE_POSITIVE, TrainerConfig
 
 
-def add_neighbours(windows: WindowDataset, policy: Policy, config: TrainerConfig, console: Console) -> None:
-    """Find the `trainer.neighbours` windows whose chunks attract the samples of each window, and say how near they are.
+def add_positives(windows: WindowDataset, policy: Policy, config: TrainerConfig, console: Console) -> None:
+    """Find the windows whose chunks attract the samples of each window, if the trainer asks for some, and report them.
 
     Args:
         windows: on the CPU; its batches have positives afterwards.
         policy: with its normaliser set.
-        config: the number of neighbours and the width of their weights.
+        config: which positives; see `TrainerConfig`.
         console: where to report.
 
     Raises:
-        ConfigurationError: the policy has cameras or another head, or there are too few windows of other episodes.
+        ConfigurationError: the policy has another head; for neighbours also: it has cameras, or there are too few
+            windows of other episodes.
     """
+    asked = config.further_positives
+    if asked is None:
+        return
+    require(
+        isinstance(policy.head, DriftHead),
+        f"trainer.{asked}={getattr(config, asked)} works with the drift head alone, but policy.head.name is "
+        f"{policy.config.head_name!r}: set trainer.{asked}={ONE_POSITIVE[asked]}.",
+    )
+    if asked == "time_shifts":
+        windows.neighbours = shifted_windows(windows.episodes, config.time_shifts)
+        console.print(
+            f"shifted  {2 * config.time_shifts + 1} chunks attract the samples of an observation: its own, weight "
+            f"{windows.neighbours.weights[0, 0]:.2f}, and those up to {config.time_shifts} steps earlier or later",
+            highlight=False,
+        )
+    else:
+        _add_neighbours(windows, policy, config, console)
+
+
+def _add_neighbours(windows: WindowDataset, policy: Policy, config: TrainerConfig, console: Console) -> None:
+    """Find the windows of other episodes that observed nearly the same, and say how near they are."""
     images = [key for key, spec in policy.config.observations.items() if spec.kind != "state"]
     require(
         not images,
         f"trainer.neighbours={config.neighbours} compares observed numbers, but {', '.join(images)} is an image: set "
         "trainer.neighbours=1.",
-    )
-    require(
-        isinstance(policy.head, DriftHead),
-        f"trainer.neighbours={config.neighbours} works with the drift head alone, but policy.head.name is "
-        f"{policy.config.head_name!r}: set trainer.neighbours=1.",
     )
     neighbours, distances = find_neighbours(
         _observed_numbers(windows, policy),
