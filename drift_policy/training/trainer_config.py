@@ -25,6 +25,7 @@ class TrainerConfig:
     gradient_clip: float | None = 2.0  # largest global gradient norm; null is no clipping
     ema_decay: float = 0.999  # decay of the averaged weights that are saved and evaluated
     observation_noise: float = 0.0  # standard deviation of noise on normalised observed numbers, an augmentation
+    action_noise: float = 0.0  # standard deviation of noise on normalised demonstrated chunks, an augmentation
     neighbours: int = 1  # chunks that attract an observation's samples: its own, then those of the nearest observations
     neighbour_width: float = 0.1  # root mean square distance of normalised observations where weights fall to exp(-1/2)
     time_shifts: int = 0  # the chunks that begin up to so many steps earlier or later attract too, the farther the less
@@ -47,7 +48,8 @@ class TrainerConfig:
         positive = ("num_steps", "batch_size", "gradient_accumulation_steps", "num_workers", "validation_windows")
         for name in (*positive, "neighbours", "log_every", "validate_every", "checkpoint_every", "keep_best"):
             require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
-        for name in ("warmup_steps", "rollout_every", "weight_decay", "observation_noise", "time_shifts"):
+        not_negative = ("warmup_steps", "rollout_every", "weight_decay", "observation_noise", "action_noise")
+        for name in (*not_negative, "time_shifts"):
             require(getattr(self, name) >= 0, f"trainer.{name} must not be negative, but is {getattr(self, name)}.")
         require(
             0 < self.neighbour_width < math.inf,

@@ -113,7 +113,12 @@ class PolicyUpdate:
         parts = self._config.gradient_accumulation_steps
         config = self._config
         generator = step_generator(step, self._seed)
-        draws = self.policy.draw(config.batch_size, generator, observation_noise=config.observation_noise)
+        draws = self.policy.draw(
+            config.batch_size,
+            generator,
+            observation_noise=config.observation_noise,
+            action_noise=config.action_noise,
+        )
         # Dropout is the only part that draws from the default generators; it must not repeat the numbers of `draws`.
         torch.manual_seed((step_seed(step, self._seed) + 1 + self._processes.rank) % 2**63)
         gathered: list[Metrics] = []

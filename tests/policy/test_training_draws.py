@@ -144,5 +144,43 @@ def test_observation_noise_changes_what_is_observed_and_nothing_else(head: str) 
     assert not torch.equal(policy.compute_loss(batch, draws)[0], policy.compute_loss(batch, plain)[0])
 
 
-def _shifted(policy: Policy, values: Tensor, noise: Tensor) -> Tensor:
-    return policy.normalizer.unnormalize("obs", policy.normalizer.normalize("obs", values) + noise)
+def test_action_noise_is_drawn_after_everything_else() -> None:
+    policy = image_policy("drift")
+    plain = policy.draw(B, seeded(), observation_noise=0.1)
+    noisy = policy.draw(B, seeded(), observation_noise=0.1, action_noise=0.2)
+    assert set(noisy) - set(plain) == {"action_noise"}
+    assert equal(plain, {name: noisy[name] for name in plain}), "an augmentation must not move the other numbers"
+    many = policy.draw(2000, seeded(), action_noise=0.2)["action_noise"]
+    assert many.shape == (2000, policy.horizon, policy.action_dim)
+    assert abs(float(many.std()) - 0.2) < 0.01 and abs(float(many.mean())) < 0.01
+    assert abs(float((many[:, 1:] * many[:, :-1]).mean())) < 0.002, "every step has a noise of its own"
+
+
+@every_head
+def test_action_noise_displaces_the_demonstration_and_nothing_else(head: str) -> None:
+    policy = tiny_policy(head).train()
+    batch = tiny_batch(policy, B)
+    draws = policy.draw(B, seeded(), action_noise=0.3)
+    plain = {name: value for name, value in draws.items() if name != "action_noise"}
+    moved = {**batch, "action": _shifted(policy, batch["action"], draws["action_noise"], "action")}
+    torch.testing.assert_close(policy.compute_loss(batch, draws)[0], policy.compute_loss(moved, plain)[0])
+    assert not torch.equal(policy.compute_loss(batch, draws)[0], policy.compute_loss(batch, plain)[0])
+
+
+def test_action_noise_displaces_all_positives_of_an_observation_alike() -> None:
+    policy = tiny_policy("drift", head_config=DriftHeadConfig(3, kernel="energy")).train()
+    batch = tiny_batch(policy, B)
+    batch["positives"] = torch.stack([batch["action"], tiny_batch(policy, B, seed=4)["action"]], dim=1)
+    batch["positive_weights"] = torch.full((B, 2), 0.5)
+    draws = policy.draw(B, seeded(), action_noise=0.3)
+    noise = draws.pop("action_noise")
+    moved = {**batch, "action": _shifted(policy, batch["action"], noise, "action")}
+    moved["positives"] = _shifted(policy, batch["positives"], noise.unsqueeze(1), "action")
+    loss, metrics = policy.compute_loss(batch, draws | {"action_noise": noise})
+    expected, expected_metrics = policy.compute_loss(moved, draws)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(metrics, expected_metrics)
+
+
+def _shifted(policy: Policy, values: Tensor, noise: Tensor, key: str = "obs") -> Tensor:
+    return policy.normalizer.unnormalize(key, policy.normalizer.normalize(key, values) + noise)
