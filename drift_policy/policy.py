@@ -116,6 +116,7 @@ class Policy(nn.Module):
         *,
         observation_noise: float = 0.0,
         action_noise: float = 0.0,
+        step: int | None = None,
     ) -> Draws:
         """Return the random numbers of a training step on `batch` observations, one row each, on the CPU.
 
@@ -125,9 +126,14 @@ class Policy(nn.Module):
             observation_noise: standard deviation of Gaussian noise on the normalised numbers of the observations (not
                 on images), an augmentation; 0 draws none.
             action_noise: the same on the normalised demonstrated chunks, all positives of an observation alike.
+            step: optimiser steps done before, for a head whose loss changes with the step.
+
+        Raises:
+            ValueError: the head's loss changes with the step, and `step` is None.
         """
         crops = self.encoder.draw_crops(batch, generator)
-        draws = self.head.draw(batch, generator) | {f"{_CROP}{key}": corners for key, corners in crops.items()}
+        draws = self.head.draw(batch, generator) | self.head.scheduled(batch, step)
+        draws |= {f"{_CROP}{key}": corners for key, corners in crops.items()}
         return draws | draw_noise(self.config, batch, generator, observations=observation_noise, action=action_noise)
 
     def compute_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> tuple[Tensor, Metrics]:
@@ -141,7 +147,8 @@ class Policy(nn.Module):
             draws: what `draw(B)` returned; drawn here if absent.
 
         Raises:
-            ValueError: the actions or positives have another shape, or the head compares with no positives.
+            ValueError: the actions or positives have another shape, the head compares with no positives, or its loss
+                changes with the step and `draws` are absent.
         """
         drawn = self.draw(len(batch[ACTION])) if draws is None else draws
         drawn = {name: self._to_device(value) for name, value in drawn.items()}

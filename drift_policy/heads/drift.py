@@ -13,6 +13,8 @@ from drift_policy.drift.validation import check_temperatures
 from drift_policy.errors import ConfigurationError, require
 from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
 
+_REGRESSION_WEIGHT = "regression_weight"  # among the draws and the metrics
+
 
 @dataclass
 class DriftHeadConfig:
@@ -27,6 +29,7 @@ class DriftHeadConfig:
     # Both kernels:
     per_time_step: bool = False  # one kernel problem for each step of the chunk instead of one for the whole chunk
     regression_weight: float = 0.0  # factor on the mean squared error of every sample, added to the drifting loss
+    regression_steps: int | None = None  # steps in which that factor falls linearly to zero; null keeps it
 
     def __post_init__(self) -> None:
         if self.samples_per_observation < 1:
@@ -52,6 +55,11 @@ class DriftHeadConfig:
         require(
             0 <= self.regression_weight < math.inf,
             f"head.regression_weight must be a number from 0 on, but is {self.regression_weight}.",
+        )
+        require(
+            self.regression_steps is None or (self.regression_steps >= 1 and self.regression_weight > 0),
+            f"head.regression_steps={self.regression_steps} must be null or at least 1, and needs a "
+            f"head.regression_weight above 0, which is {self.regression_weight}.",
         )
 
 
@@ -80,6 +88,18 @@ class DriftHead(ActionHead):
         """Return the noise of G samples an observation."""
         return {"noise": self._draw_noise(batch, self.config.samples_per_observation, generator)}
 
+    def scheduled(self, batch: int, step: int | None) -> Draws:
+        """Return the weight of the regression, [batch], if it changes with the step."""
+        steps = self.config.regression_steps
+        if steps is None:
+            return {}
+        if step is None:
+            raise ValueError(
+                f"policy.head.regression_steps={steps} changes the loss with the step: give it, "
+                "policy.compute_loss(batch, policy.draw(len(batch['action']), generator, step=...))."
+            )
+        return {_REGRESSION_WEIGHT: torch.full((batch,), self.config.regression_weight * max(0.0, 1 - step / steps))}
+
     def compute_loss(
         self, action: Tensor, condition: Tensor, draws: Draws, positives: Positives | None = None
     ) -> tuple[Tensor, Metrics]:
@@ -88,7 +108,7 @@ class DriftHead(ActionHead):
         Args:
             action: normalised demonstrated chunks, [B, Tp, Da]; the regression and `action_mse` are about these alone.
             condition: encoded observations, [B, C].
-            draws: from `draw(B)`, on the device of `action`.
+            draws: from `draw(B)` and `scheduled(B, step)`, on the device of `action`.
             positives: what attracts the samples, in place of `action`.
         """
         samples = self.network(condition=condition, sample=draws["noise"])
@@ -97,7 +117,11 @@ class DriftHead(ActionHead):
         problems = self._kernel_problems(samples), self._kernel_problems(chunks), self._problem_weights(weights)
         loss, metrics = self._energy(*problems) if self.config.kernel == "energy" else self._affinity(*problems)
         error = (samples - target).square().mean()
-        if self.config.regression_weight > 0:
+        if self.config.regression_steps is not None:
+            weight = draws[_REGRESSION_WEIGHT][0]
+            loss = loss + weight * error
+            metrics |= {_REGRESSION_WEIGHT: weight}
+        elif self.config.regression_weight > 0:
             loss = loss + self.config.regression_weight * error
         metrics |= {"spread": sample_spread(samples.detach()), "action_mse": error.detach()}
         return loss, metrics

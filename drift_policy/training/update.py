@@ -118,6 +118,7 @@ class PolicyUpdate:
             generator,
             observation_noise=config.observation_noise,
             action_noise=config.action_noise,
+            step=step,
         )
         # Dropout is the only part that draws from the default generators; it must not repeat the numbers of `draws`.
         torch.manual_seed((step_seed(step, self._seed) + 1 + self._processes.rank) % 2**63)

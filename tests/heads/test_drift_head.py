@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from drift_policy.drift import drift_loss
 from drift_policy.heads.drift import DriftHead, DriftHeadConfig, sample_spread
@@ -168,3 +169,44 @@ def test_one_sample_per_observation_trains_towards_the_demonstration() -> None:
     gradient = gradient_on_samples(head, action, condition).flatten(1)
     towards = (action - generated(network, condition).detach()[:, 0]).flatten(1)
     assert bool((torch.cosine_similarity(-gradient, towards) > 0.999).all())
+
+
+SCHEDULE: dict[str, Any] = {"kernel": "energy", "regression_weight": 2.0, "regression_steps": 8}
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 2.0), (2, 1.5), (7, 0.25), (8, 0.0), (1000, 0.0)])
+def test_weight_of_the_regression_falls_linearly_to_zero(step: int, weight: float) -> None:
+    action, condition = make_batch()
+    head, network = make_head(**SCHEDULE)
+    draws = head.draw(B, torch.Generator().manual_seed(0))
+    scheduled = head.scheduled(B, step)
+    assert scheduled["regression_weight"].tolist() == [weight] * B
+    loss, metrics = head.compute_loss(action, condition, draws | scheduled)
+    plain, _ = make_head(kernel="energy")
+    expected, plain_metrics = plain.compute_loss(action, condition, draws)
+    torch.testing.assert_close(loss.detach(), expected.detach() + weight * plain_metrics["action_mse"])
+    assert float(metrics["regression_weight"]) == weight
+    (gradient,) = torch.autograd.grad(loss, network.scale)
+    constant, other = make_head(kernel="energy", regression_weight=weight)
+    (expected_gradient,) = torch.autograd.grad(constant.compute_loss(action, condition, draws)[0], other.scale)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_a_constant_weight_needs_no_step_and_draws_nothing_more() -> None:
+    head, _ = make_head(kernel="energy", regression_weight=2.0)
+    assert head.scheduled(B, None) == head.scheduled(B, 3) == {}
+    _, metrics = compute_loss(head, *make_batch())
+    assert "regression_weight" not in metrics
+
+
+def test_another_weight_compiles_nothing_again() -> None:
+    action, condition = make_batch()
+    head, _ = make_head(**SCHEDULE)
+    draws = head.draw(B, torch.Generator().manual_seed(0))
+    counter = CompileCounter()
+    compiled = torch.compile(head.compute_loss, backend=counter)
+    losses = [float(compiled(action, condition, draws | head.scheduled(B, 0))[0])]
+    frames = counter.frame_count
+    losses += [float(compiled(action, condition, draws | head.scheduled(B, step))[0]) for step in (1, 2)]
+    assert frames >= 1 and counter.frame_count == frames
+    assert losses[0] > losses[1] > losses[2]

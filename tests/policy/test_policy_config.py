@@ -141,6 +141,12 @@ def test_the_tightest_horizon_is_accepted() -> None:
         ("affinity_floor must be in", "drift", {"affinity_floor": 1.0}),
         ("affinity_floor must be in", "drift", {"affinity_floor": -1e-6}),
         ("scope must be 'batch' or 'group', but is 'global'", "drift", {"scope": "global"}),
+        ("regression_steps=0 must be null or at least 1", "drift", {"regression_steps": 0, "regression_weight": 1.0}),
+        (
+            "regression_steps=5 .* needs a head.regression_weight above 0, which is 0.0",
+            "drift",
+            {"regression_steps": 5},
+        ),
         ("sampler must be 'ddpm' or 'ddim', but is 'euler'", "diffusion", {"sampler": "euler"}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 101}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 60}),

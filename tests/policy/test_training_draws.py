@@ -182,5 +182,15 @@ def test_action_noise_displaces_all_positives_of_an_observation_alike() -> None:
     torch.testing.assert_close(metrics, expected_metrics)
 
 
+def test_a_loss_that_changes_with_the_step_needs_the_step() -> None:
+    head = DriftHeadConfig(3, kernel="energy", regression_weight=1.0, regression_steps=4)
+    policy = tiny_policy("drift", head_config=head)
+    with pytest.raises(ValueError, match=r"regression_steps=4 changes the loss with the step: .*step=\.\.\."):
+        policy.compute_loss(tiny_batch(policy, B))
+    plain = tiny_policy("drift", head_config=DriftHeadConfig(3, kernel="energy")).draw(B, seeded())
+    scheduled = policy.draw(B, seeded(), step=1)
+    assert equal(scheduled, plain | {"regression_weight": torch.full((B,), 0.75)})
+
+
 def _shifted(policy: Policy, values: Tensor, noise: Tensor, key: str = "obs") -> Tensor:
     return policy.normalizer.unnormalize(key, policy.normalizer.normalize(key, values) + noise)

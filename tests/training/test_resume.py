@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,12 +25,17 @@ from tests.helpers.training_runs import (
 QUIET = Console(quiet=True)
 
 
-@pytest.mark.parametrize("head", ["drift", "diffusion"])
+HEADS: dict[str, dict[str, Any]] = {
+    "drift": {"name": "drift"},
+    "schedule": {"name": "drift", "regression_weight": 3.0, "regression_steps": 15},
+    "diffusion": {"name": "diffusion", "num_train_steps": 5, "num_inference_steps": 5},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("step", [7, 10])
 def test_ctrl_c_and_resume_is_bit_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, step: int) -> None:
-    policy = {"head": {"name": head}, "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.1}}
-    if head == "diffusion":
-        policy["head"] |= {"num_train_steps": 5, "num_inference_steps": 5}
+    policy = {"head": HEADS[head], "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.1}}
     whole = train(point_training(tmp_path / "whole", policy=policy), [], QUIET)
 
     stop_before_step(monkeypatch, step, press_ctrl_c)
