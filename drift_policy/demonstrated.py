@@ -4,7 +4,7 @@ The noise is a part of the random numbers of a training step, which `Policy.draw
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,35 @@ from drift_policy.policy_config import ACTION, POSITIVE_WEIGHTS, POSITIVES, Poli
 
 OBSERVATION_NOISE = "observation_noise."  # prefix of the noise on the numbers of a state key
 _ACTION_NOISE = "action_noise"
+_POSITIVE_NOISE = "positive_noise"
+# Added to the variances of a covariance, which is singular in double precision if all steps move together.
+_RIDGE = 1e-9
+
+
+class PositiveNoise(NamedTuple):
+    """Copies of the demonstrated chunk that attract beside it, each displaced smoothly in time."""
+
+    copies: int  # P - 1
+    deviation: float  # standard deviation of the displacement, of normalised actions
+    steps: float  # correlation length: displacements s steps apart correlate by exp(-s^2 / (2 steps^2))
+
+    def draw(self, batch: int, horizon: int, action_dim: int, generator: torch.Generator | None) -> Tensor:
+        """Return displacements [batch, P - 1, Tp, Da]: Gaussian processes over the steps, one an action number."""
+        steps = torch.arange(horizon, dtype=torch.float64)
+        covariance = ((steps - steps.unsqueeze(1)) / self.steps).square().div(-2).exp()
+        factor = torch.linalg.cholesky(covariance + _RIDGE * torch.eye(horizon, dtype=torch.float64)).float()
+        white = torch.randn((batch, self.copies, horizon, action_dim), generator=generator)
+        return self.deviation * (factor @ white)
 
 
 def draw_noise(
-    config: PolicyConfig, batch: int, generator: torch.Generator | None, *, observations: float, action: float
+    config: PolicyConfig,
+    batch: int,
+    generator: torch.Generator | None,
+    *,
+    observations: float,
+    action: float,
+    positives: PositiveNoise | None,
 ) -> Draws:
     """Return the noise of `batch` observations, one row each; a deviation of 0 draws none.
 
@@ -29,6 +54,7 @@ def draw_noise(
         generator: source of the numbers.
         observations: standard deviation on normalised observed numbers, [B, To, D] for each state key.
         action: standard deviation on normalised chunks, [B, Tp, Da].
+        positives: of copies of the chunks, [B, P - 1, Tp, Da]; None draws none.
     """
     draws: Draws = {}
     if observations > 0:
@@ -38,6 +64,8 @@ def draw_noise(
                 draws[f"{OBSERVATION_NOISE}{key}"] = observations * torch.randn(shape, generator=generator)
     if action > 0:
         draws[_ACTION_NOISE] = action * torch.randn((batch, config.horizon, config.action_dim), generator=generator)
+    if positives is not None:
+        draws[_POSITIVE_NOISE] = positives.draw(batch, config.horizon, config.action_dim, generator)
     return draws
 
 
@@ -53,7 +81,7 @@ def demonstrated(
         normalizer: of the policy.
 
     Raises:
-        ValueError: actions or positives of another shape.
+        ValueError: actions or positives of another shape, or the batch has positives and the draws have copies.
     """
     given = batch[ACTION]
     if given.ndim != 3 or tuple(given.shape[1:]) != (config.horizon, config.action_dim):
@@ -64,8 +92,11 @@ def demonstrated(
     action, noise = normalizer.normalize(ACTION, given), draws.get(_ACTION_NOISE)
     if noise is not None:
         action = action + noise
+    copies = draws.get(_POSITIVE_NOISE)
     if POSITIVES not in batch:
-        return action, None
+        return action, None if copies is None else _with_copies(action, copies)
+    if copies is not None:
+        raise ValueError(f"batch['{POSITIVES}'] and copies of the demonstrated chunk cannot be combined: choose one.")
     chunks, weights = batch[POSITIVES], batch[POSITIVE_WEIGHTS]
     if chunks.ndim != 4 or tuple(chunks.shape) != (len(given), *weights.shape[1:], config.horizon, config.action_dim):
         raise ValueError(
@@ -74,3 +105,10 @@ def demonstrated(
         )
     chunks = normalizer.normalize(ACTION, chunks)
     return action, Positives(chunks if noise is None else chunks + noise.unsqueeze(1), weights)
+
+
+def _with_copies(action: Tensor, displacements: Tensor) -> Positives:
+    """Return chunks [B, Tp, Da] and copies of them that are displaced, [B, P - 1, Tp, Da], as equal positives."""
+    own = action.unsqueeze(1)
+    chunks = torch.cat([own, own + displacements], dim=1)
+    return Positives(chunks, chunks.new_full(chunks.shape[:2], 1 / chunks.shape[1]))

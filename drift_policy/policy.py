@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from drift_policy.candidates import most_typical
 from drift_policy.data.normalizer import Normalizer
-from drift_policy.demonstrated import OBSERVATION_NOISE, demonstrated, draw_noise
+from drift_policy.demonstrated import OBSERVATION_NOISE, PositiveNoise, demonstrated, draw_noise
 from drift_policy.encoders import ObservationEncoder
 from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.errors import ConfigurationError
@@ -116,6 +116,7 @@ class Policy(nn.Module):
         *,
         observation_noise: float = 0.0,
         action_noise: float = 0.0,
+        positive_noise: PositiveNoise | None = None,
         step: int | None = None,
     ) -> Draws:
         """Return the random numbers of a training step on `batch` observations, one row each, on the CPU.
@@ -126,6 +127,7 @@ class Policy(nn.Module):
             observation_noise: standard deviation of Gaussian noise on the normalised numbers of the observations (not
                 on images), an augmentation; 0 draws none.
             action_noise: the same on the normalised demonstrated chunks, all positives of an observation alike.
+            positive_noise: of copies of the demonstrated chunk that attract beside it (drift head alone); None is none.
             step: optimiser steps done before, for a head whose loss changes with the step.
 
         Raises:
@@ -134,7 +136,9 @@ class Policy(nn.Module):
         crops = self.encoder.draw_crops(batch, generator)
         draws = self.head.draw(batch, generator) | self.head.scheduled(batch, step)
         draws |= {f"{_CROP}{key}": corners for key, corners in crops.items()}
-        return draws | draw_noise(self.config, batch, generator, observations=observation_noise, action=action_noise)
+        return draws | draw_noise(
+            self.config, batch, generator, observations=observation_noise, action=action_noise, positives=positive_noise
+        )
 
     def compute_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> tuple[Tensor, Metrics]:
         """Return the scalar training loss and detached metrics.

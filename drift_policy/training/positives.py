@@ -1,4 +1,4 @@
-"""Further positives of the drift head that are windows of the data: nearest observations, or shifts in time."""
+"""Further positives of the drift head: chunks of the nearest observations, shifted in time, or displaced copies."""
 
 from functools import partial
 
@@ -17,10 +17,10 @@ from drift_policy.training.trainer_config import ONE_POSITIVE, TrainerConfig
 
 
 def add_positives(windows: WindowDataset, policy: Policy, config: TrainerConfig, console: Console) -> None:
-    """Find the windows whose chunks attract the samples of each window, if the trainer asks for some, and report them.
+    """Find what attracts the samples of a window beside its own chunk, if the trainer asks for it, and say what it is.
 
     Args:
-        windows: on the CPU; its batches have positives afterwards.
+        windows: on the CPU; its batches have positives afterwards, unless they are copies, drawn anew at every step.
         policy: with its normaliser set.
         config: which positives; see `TrainerConfig`.
         console: where to report.
@@ -37,6 +37,13 @@ def add_positives(windows: WindowDataset, policy: Policy, config: TrainerConfig,
         f"trainer.{asked}={getattr(config, asked)} works with the drift head alone, but policy.head.name is "
         f"{policy.config.head_name!r}: set trainer.{asked}={ONE_POSITIVE[asked]}.",
     )
+    if asked == "positive_copies":
+        console.print(
+            f"copies   {config.positive_copies + 1} chunks attract the samples of an observation: its own, and copies "
+            f"displaced by {config.positive_noise:g}, alike over {config.positive_noise_steps:g} steps",
+            highlight=False,
+        )
+        return
     if asked == "time_shifts":
         windows.neighbours = shifted_windows(windows.episodes, config.time_shifts)
         console.print(

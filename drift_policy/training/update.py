@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drift_policy.demonstrated import PositiveNoise
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Metrics
 from drift_policy.policy import Policy
@@ -118,6 +119,7 @@ class PolicyUpdate:
             generator,
             observation_noise=config.observation_noise,
             action_noise=config.action_noise,
+            positive_noise=_positive_noise(config),
             step=step,
         )
         # Dropout is the only part that draws from the default generators; it must not repeat the numbers of `draws`.
@@ -152,6 +154,12 @@ class PolicyUpdate:
         if self._config.precision == "bfloat16":
             return torch.autocast(self.policy.device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+
+def _positive_noise(config: TrainerConfig) -> PositiveNoise | None:
+    if config.positive_copies == 0:
+        return None
+    return PositiveNoise(config.positive_copies, config.positive_noise, config.positive_noise_steps)
 
 
 def _mean(parts: list[Metrics]) -> Metrics:

@@ -85,7 +85,9 @@ def test_positives_of_a_wrong_shape_or_for_another_head_are_refused() -> None:
 
 
 @KERNELS
-@pytest.mark.parametrize("positives", [{"neighbours": 4}, {"time_shifts": 2}], ids=lambda chosen: next(iter(chosen)))
+@pytest.mark.parametrize(
+    "positives", [{"neighbours": 4}, {"time_shifts": 2}, {"positive_copies": 3}], ids=lambda chosen: next(iter(chosen))
+)
 def test_resume_with_several_positives_is_bit_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, positives: dict[str, Any]
 ) -> None:
@@ -117,8 +119,9 @@ def test_resume_with_several_positives_is_bit_exact(
             "nearest  4 chunks attract the samples of an observation: its own, weight 0.",
         ),
         (["trainer.time_shifts=2"], "shifted  5 chunks attract the samples of an observation: its own, weight 0.40, "),
+        (["trainer.positive_copies=3"], "copies   4 chunks attract the samples of an observation: its own, and copies"),
     ],
-    ids=["neighbours", "time shifts"],
+    ids=["neighbours", "time shifts", "copies"],
 )
 def test_the_program_trains_with_several_positives_and_says_which(
     tmp_path: Path, positives: list[str], said: str
@@ -158,7 +161,12 @@ def test_neighbours_that_cannot_be_found_are_refused(tmp_path: Path) -> None:
         train(point_training(tmp_path, trainer={"neighbours": 9999}), [], QUIET)
     with pytest.raises(ConfigurationError, match=r"trainer\.neighbours=4 compares observed numbers, but .* an image"):
         train(image_training(tmp_path, trainer={"neighbours": 4, "batch_size": 8}), [], QUIET)
-    for wrong in ({"neighbours": 0}, {"neighbour_width": 0.0}, {"neighbour_width": float("nan")}):
+    for wrong in (
+        {"neighbours": 0},
+        {"neighbour_width": 0.0},
+        {"neighbour_width": float("nan")},
+        {"positive_noise": 0.0},
+    ):
         with pytest.raises(ConfigurationError, match=rf"trainer\.{next(iter(wrong))} must be"):
             TrainerConfig(**wrong)
 
