@@ -130,6 +130,9 @@ def test_the_tightest_horizon_is_accepted() -> None:
     assert tiny_config(horizon=6, n_obs_steps=2, n_action_steps=5).horizon == 6
 
 
+LEARNED: dict[str, Any] = {"learned_temperatures": True}
+
+
 @pytest.mark.parametrize(
     ("message", "head", "values"),
     [
@@ -147,6 +150,13 @@ def test_the_tightest_horizon_is_accepted() -> None:
             "drift",
             {"regression_steps": 5},
         ),
+        ("learned_temperatures=true needs head.kernel=affinity", "drift", LEARNED | {"kernel": "energy"}),
+        (
+            "needs head.samples_per_observation of at least 4, but it is 3",
+            "drift",
+            LEARNED | {"samples_per_observation": 3},
+        ),
+        ("temperatures must lie between 0.001 and 10 to be learned", "drift", LEARNED | {"temperatures": [0.1, 20.0]}),
         ("sampler must be 'ddpm' or 'ddim', but is 'euler'", "diffusion", {"sampler": "euler"}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 101}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 60}),
