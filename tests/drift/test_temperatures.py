@@ -1,4 +1,4 @@
-"""Learned temperatures: the step that is judged, where gradients go, and that other demonstrations are what is forecast."""
+"""Learned temperatures: the step that is judged, where gradients go, and that other demonstrations are the judges."""
 
 from typing import Any
 
