@@ -105,12 +105,13 @@ def train(policy: Policy, config: ToyConfig, rng: torch.Generator, console: Cons
         optimizer, config.learning_rate, total_steps=config.num_steps, pct_start=WARM_UP, cycle_momentum=False
     )
     started = time.perf_counter()
-    for _ in track(range(config.num_steps), "training", console=console, transient=True):
+    for step in track(range(config.num_steps), "training", console=console, transient=True):
         obs = draw_observations(config.batch_size, rng)
         choice = torch.randint(config.num_modes, (config.batch_size,), generator=rng)
         action = modes(obs, config.num_modes, policy.horizon)[torch.arange(config.batch_size), choice]
         action = action + config.demonstration_noise * torch.randn(action.shape, generator=rng)
-        loss, _ = policy.compute_loss({"obs": obs, "action": action}, policy.draw(config.batch_size, rng))
+        draws = policy.draw(config.batch_size, rng, step=step)
+        loss, _ = policy.compute_loss({"obs": obs, "action": action}, draws)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), MAX_GRAD_NORM)

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 
 from drift_policy.candidates import checked_noise, draw_noise, most_typical
 from drift_policy.data.normalizer import Normalizer
+from drift_policy.demonstrated import OBSERVATION_NOISE, PositiveNoise, demonstrated, draw_noise
 from drift_policy.encoders import ObservationEncoder
 from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Generators, Metrics, head_kind
-from drift_policy.heads.drift import DriftHead, Positives
+from drift_policy.heads.drift import DriftHead
 from drift_policy.inputs import as_observation, check_finite, checked_step, checked_steps
 from drift_policy.mirror import Mirror
 from drift_policy.networks import build_network
-from drift_policy.policy_config import ACTION, POSITIVE_WEIGHTS, POSITIVES, PolicyConfig
+from drift_policy.policy_config import ACTION, PolicyConfig
 from drift_policy.runtime.step_features import ObservedStep, StepHistory, decide, encode_newest
 from drift_policy.serialization import save_policy
 
 Observation = Mapping[str, Tensor | np.ndarray]
 _CROP = "crop."  # prefix of the crops of an image key among the random numbers of a training step
-_NOISE = "observation_noise."  # and of the noise on the numbers of a state key
 
 
 class Policy(nn.Module):
@@ -111,7 +111,16 @@ class Policy(nn.Module):
             )
         self.normalizer.load_state_dict(normalizer.state_dict())
 
-    def draw(self, batch: int, generator: torch.Generator | None = None, *, observation_noise: float = 0.0) -> Draws:
+    def draw(
+        self,
+        batch: int,
+        generator: torch.Generator | None = None,
+        *,
+        observation_noise: float = 0.0,
+        action_noise: float = 0.0,
+        positive_noise: PositiveNoise | None = None,
+        step: int | None = None,
+    ) -> Draws:
         """Return the random numbers of a training step on `batch` observations, one row each, on the CPU.
 
         Args:
@@ -119,15 +128,19 @@ class Policy(nn.Module):
             generator: their source, on the CPU; PyTorch's default generator if absent.
             observation_noise: standard deviation of Gaussian noise on the normalised numbers of the observations (not
                 on images), an augmentation; 0 draws none.
+            action_noise: the same on the normalised demonstrated chunks, all positives of an observation alike.
+            positive_noise: of copies of the demonstrated chunk that attract beside it (drift head alone); None is none.
+            step: optimiser steps done before, for a head whose loss changes with the step.
+
+        Raises:
+            ValueError: the head's loss changes with the step, and `step` is None.
         """
         crops = self.encoder.draw_crops(batch, generator)
-        draws = self.head.draw(batch, generator) | {f"{_CROP}{key}": corners for key, corners in crops.items()}
-        if observation_noise > 0:
-            for key, spec in self.config.observations.items():
-                if spec.kind == "state":
-                    shape = (batch, self.n_obs_steps, *spec.shape)
-                    draws[f"{_NOISE}{key}"] = observation_noise * torch.randn(shape, generator=generator)
-        return draws
+        draws = self.head.draw(batch, generator) | self.head.scheduled(batch, step)
+        draws |= {f"{_CROP}{key}": corners for key, corners in crops.items()}
+        return draws | draw_noise(
+            self.config, batch, generator, observations=observation_noise, action=action_noise, positives=positive_noise
+        )
 
     def compute_loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> tuple[Tensor, Metrics]:
         """Return the scalar training loss and detached metrics.
@@ -140,25 +153,22 @@ class Policy(nn.Module):
             draws: what `draw(B)` returned; drawn here if absent.
 
         Raises:
-            ValueError: the actions or positives have another shape, or the head compares with no positives.
+            ValueError: the actions or positives have another shape, the head compares with no positives, or its loss
+                changes with the step and `draws` are absent.
         """
-        given = batch[ACTION]
-        if given.ndim != 3 or tuple(given.shape[1:]) != (self.horizon, self.action_dim):
-            raise ValueError(
-                f"batch['action'] must have shape [B, {self.horizon}, {self.action_dim}] (batch, horizon, action "
-                f"size), but has {list(given.shape)}."
-            )
-        action = self.normalizer.normalize(ACTION, given)
-        drawn = self.draw(len(action)) if draws is None else draws
+        drawn = self.draw(len(batch[ACTION])) if draws is None else draws
         drawn = {name: self._to_device(value) for name, value in drawn.items()}
-        crops = {name.removeprefix(_CROP): value for name, value in drawn.items() if name.startswith(_CROP)}
-        noise = {name.removeprefix(_NOISE): value for name, value in drawn.items() if name.startswith(_NOISE)}
-        condition = self._encode(as_observation(self.config.observations, batch["obs"]), crops, noise)
-        if POSITIVES not in batch:
+        action, positives = demonstrated(batch, drawn, self.config, self.normalizer)
+        condition = self._encode(
+            as_observation(self.config.observations, batch["obs"]),
+            _below(_CROP, drawn),
+            _below(OBSERVATION_NOISE, drawn),
+        )
+        if positives is None:
             return self.head.compute_loss(action, condition, drawn)
         if not isinstance(self.head, DriftHead):
-            raise ValueError(f"batch['{POSITIVES}'] is for the drift head alone, not for {self.config.head_name!r}.")
-        return self.head.compute_loss(action, condition, drawn, self._positives(batch, len(action)))
+            raise ValueError(f"Several positives are for the drift head alone, not for {self.config.head_name!r}.")
+        return self.head.compute_loss(action, condition, drawn, positives)
 
     @torch.inference_mode()
     def predict_action(
@@ -318,16 +328,6 @@ class Policy(nn.Module):
 
         return push_policy(self, repo_id, run=run, private=private)
 
-    def _positives(self, batch: Mapping[str, Any], size: int) -> Positives:
-        """Check the positives of a batch and normalise them."""
-        chunks, weights = batch[POSITIVES], batch[POSITIVE_WEIGHTS]
-        if chunks.ndim != 4 or tuple(chunks.shape) != (size, *weights.shape[1:], self.horizon, self.action_dim):
-            raise ValueError(
-                f"batch['{POSITIVES}'] must have shape [{size}, P, {self.horizon}, {self.action_dim}] and batch["
-                f"'{POSITIVE_WEIGHTS}'] [{size}, P], but they have {list(chunks.shape)} and {list(weights.shape)}."
-            )
-        return Positives(self.normalizer.normalize(ACTION, chunks), weights)
-
     def _encode(
         self,
         observation: Mapping[str, Tensor],
@@ -390,6 +390,11 @@ class Policy(nn.Module):
         number = self.config.num_candidates if num_candidates is None else num_candidates
         shape = (batch, number, self.horizon, self.action_dim)
         return draw_noise(shape, generator, self.device, self.dtype) * scale
+
+
+def _below(prefix: str, draws: Draws) -> Draws:
+    """Return the draws whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in draws.items() if name.startswith(prefix)}
 
 
 def _stacked(steps: Sequence[ObservedStep]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ def global_mean(*values: Tensor, keep_last: bool = False) -> list[Tensor]:
 
     Returns:
         For each value a scalar, or a vector of its last axis' size. Without an initialised process group the
-        plain local mean. Not differentiable: made for gradient-free statistics.
+        plain local mean. Differentiable: with several processes all of them must then go backward.
     """
     rows = [value.reshape(-1, value.shape[-1] if keep_last else 1) for value in values]
     means = [row.mean(dim=0) for row in rows]
@@ -27,6 +27,11 @@ def _all_reduce_means(means: list[Tensor], counts: list[int]) -> list[Tensor]:
     # Multiplying means by counts, instead of sending sums, keeps single-process results free of this rounding.
     totals = [mean * count for mean, count in zip(means, counts, strict=True)]
     packed = torch.cat([*totals, means[0].new_tensor(counts)])
-    dist.all_reduce(packed)
+    if packed.requires_grad:
+        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
+
+        packed = all_reduce(packed)
+    else:
+        dist.all_reduce(packed)
     *reduced, total_counts = packed.split([*(len(mean) for mean in means), len(counts)])
     return [total / count for total, count in zip(reduced, total_counts, strict=True)]

@@ -21,6 +21,8 @@ _MIN_SQUARED_DISTANCE = 1e-8
 _MIN_SCALE = 1e-3
 _MIN_FORCE_SQ = 1e-8
 _SELF_DISTANCE = 100.0
+# Smallest affinity product of a field that is differentiated: the square root has no derivative at zero.
+_DIFFERENTIABLE_FLOOR = 1e-30
 # Inputs beyond this magnitude are computed in a smaller unit: their squares would overflow float32.
 _LARGEST_MAGNITUDE = 1e6
 
@@ -31,7 +33,8 @@ class DriftInfo(TypedDict):
     scale: Tensor
     """Mean weighted distance between samples and targets, scalar, in the unit of the samples."""
     force_sq: dict[float, Tensor]
-    """Mean squared force before its normalisation, one scalar a temperature: this falls as the sets meet."""
+    """Mean squared force before its normalisation, one scalar a temperature (its position, if they are a tensor): this
+    falls as the sets meet."""
 
 
 class _Targets(NamedTuple):
@@ -42,6 +45,18 @@ class _Targets(NamedTuple):
     num_negatives: int  # G + N; the remaining columns are positives
 
 
+class _Field(NamedTuple):
+    """The normalised force on every sample, and the coordinates it is given in: (gen - centre) / unit / input_scale."""
+
+    samples: Tensor  # [B, G, S] in these coordinates
+    force: Tensor  # [B, G, S] in these coordinates, summed over temperatures
+    force_sq: Tensor  # [R]
+    centre: Tensor  # [B, 1, S]
+    unit: Tensor  # [B, 1, 1]
+    input_scale: Tensor  # broadcastable to [B, 1, 1]
+    scale: Tensor  # mean distance in `unit`
+
+
 def drift_loss(
     gen: Tensor,
     pos: Tensor,
@@ -50,7 +65,7 @@ def drift_loss(
     weight_gen: Tensor | None = None,
     weight_pos: Tensor | None = None,
     weight_neg: Tensor | None = None,
-    temperatures: Sequence[float] = DEFAULT_TEMPERATURES,
+    temperatures: Sequence[float] | Tensor = DEFAULT_TEMPERATURES,
     affinity_floor: float = 1e-6,
     scope: Scope = "batch",
 ) -> tuple[Tensor, DriftInfo]:
@@ -67,7 +82,7 @@ def drift_loss(
         weight_gen: column weights of `gen` as negatives, [B, G]; ones if absent.
         weight_pos: column weights of `pos`, [B, P]; ones if absent.
         weight_neg: column weights of `neg`, [B, N]; ones if absent.
-        temperatures: kernel widths relative to the mean distance.
+        temperatures: kernel widths relative to the mean distance; also a tensor [R], which receives no gradient.
         affinity_floor: lower clip of the product of both softmaxes. The released code uses 1e-6, which lets
             every far positive pull a little; 0 is the paper's formula, which keeps far modes apart.
         scope: "batch" takes one distance scale and one force norm over the batch (released code);
@@ -81,37 +96,91 @@ def drift_loss(
             On an accelerator non-finite entries fail a device-side assertion, which does not stall training.
     """
     _validate(gen, pos, neg, weight_gen, weight_pos, weight_neg)
+    _check_settings(temperatures, affinity_floor, scope)
+    with torch.autocast(gen.device.type, enabled=False):
+        gen = gen.to(torch.promote_types(gen.dtype, torch.float32))
+        with torch.no_grad():
+            weights = (weight_gen, weight_pos, weight_neg)
+            field = _field(gen, pos, neg, weights, _as_tensor(temperatures, gen), affinity_floor, scope)
+            goal = field.samples + field.force
+        loss = ((gen - field.centre) / field.unit / field.input_scale - goal).square().mean(dim=(1, 2))
+
+    names = range(len(temperatures)) if isinstance(temperatures, Tensor) else temperatures
+    info = DriftInfo(scale=(field.scale * field.unit).mean(), force_sq=dict(zip(names, field.force_sq, strict=True)))
+    return loss, info
+
+
+def drifted_samples(
+    gen: Tensor, pos: Tensor, temperatures: Tensor, *, affinity_floor: float = 1e-6, scope: Scope = "batch"
+) -> Tensor:
+    """Return the samples after one step along the field of `drift_loss`; only `temperatures` receive a gradient.
+
+    The step is the mean over temperatures of the normalised forces (their sum is what the loss regresses to): with
+    `scope="batch"` and one temperature its root mean square over the batch is the mean distance.
+
+    Args:
+        gen: generated samples, [B, G, S].
+        pos: samples of the target distribution, [B, P, S].
+        temperatures: kernel widths relative to the mean distance, [R].
+        affinity_floor: as in `drift_loss`; 0 is taken as the smallest number that has a derivative.
+        scope: as in `drift_loss`.
+
+    Returns:
+        The moved samples, [B, G, S], in the precision of `gen`, but at least float32.
+
+    Raises:
+        ValueError: as `drift_loss` does.
+    """
+    _validate(gen, pos, None, None, None, None)
+    _check_settings(temperatures, affinity_floor, scope)
+    with torch.autocast(gen.device.type, enabled=False):
+        gen = gen.detach().to(torch.promote_types(gen.dtype, torch.float32))
+        floor = max(affinity_floor, _DIFFERENTIABLE_FLOOR)
+        field = _field(gen, pos.detach(), None, (None, None, None), _as_tensor(temperatures, gen), floor, scope)
+        return gen + field.force / len(temperatures) * field.input_scale * field.unit
+
+
+def _check_settings(temperatures: Sequence[float] | Tensor, affinity_floor: float, scope: str) -> None:
     check_temperatures("temperatures", temperatures)
     if not 0 <= affinity_floor < 1:
         raise ValueError(f"affinity_floor must be in [0, 1), but is {affinity_floor!r}.")
     if scope not in ("batch", "group"):
         raise ValueError(f"scope must be 'batch' or 'group', but is {scope!r}.")
 
-    with torch.autocast(gen.device.type, enabled=False):
-        gen = gen.to(torch.promote_types(gen.dtype, torch.float32))
-        with torch.no_grad():
-            # The loss does not depend on the origin or the unit; both keep float32 exact enough.
-            centre = gen.mean(dim=1, keepdim=True)
-            targets = _gather_targets(gen - centre, pos, neg, centre, (weight_gen, weight_pos, weight_neg))
-            unit = (targets.points.abs().amax(dim=(1, 2), keepdim=True) / _LARGEST_MAGNITUDE).clamp(min=1.0)
-            targets = targets._replace(points=targets.points / unit)
-            samples = targets.points[:, : gen.shape[1]]
-            distances = _distances(samples, targets.points)
-            scale = _scale(distances, targets.weights, unit, scope)
-            input_scale = (scale / gen.shape[2] ** 0.5).clamp(min=_MIN_SCALE / unit)
-            force, force_sq = _normalised_force(
-                distances / scale.clamp(min=_MIN_SCALE / unit),
-                samples / input_scale,
-                targets._replace(points=targets.points / input_scale),
-                temperatures=torch.tensor(temperatures, dtype=gen.dtype, device=gen.device),
-                affinity_floor=affinity_floor,
-                scope=scope,
-            )
-            goal = samples / input_scale + force
-        loss = ((gen - centre) / unit / input_scale - goal).square().mean(dim=(1, 2))
 
-    info = DriftInfo(scale=(scale * unit).mean(), force_sq=dict(zip(temperatures, force_sq, strict=True)))
-    return loss, info
+def _as_tensor(temperatures: Sequence[float] | Tensor, gen: Tensor) -> Tensor:
+    if isinstance(temperatures, Tensor):
+        return temperatures.to(gen)
+    return torch.tensor(temperatures, dtype=gen.dtype, device=gen.device)
+
+
+def _field(
+    gen: Tensor,
+    pos: Tensor,
+    neg: Tensor | None,
+    weights: tuple[Tensor | None, Tensor | None, Tensor | None],
+    temperatures: Tensor,
+    affinity_floor: float,
+    scope: Scope,
+) -> _Field:
+    """Return the field at samples `gen`. It is independent of origin and unit; both keep float32 exact enough."""
+    centre = gen.mean(dim=1, keepdim=True)
+    targets = _gather_targets(gen - centre, pos, neg, centre, weights)
+    unit = (targets.points.abs().amax(dim=(1, 2), keepdim=True) / _LARGEST_MAGNITUDE).clamp(min=1.0)
+    targets = targets._replace(points=targets.points / unit)
+    samples = targets.points[:, : gen.shape[1]]
+    distances = _distances(samples, targets.points)
+    scale = _scale(distances, targets.weights, unit, scope)
+    input_scale = (scale / gen.shape[2] ** 0.5).clamp(min=_MIN_SCALE / unit)
+    force, force_sq = _normalised_force(
+        distances / scale.clamp(min=_MIN_SCALE / unit),
+        samples / input_scale,
+        targets._replace(points=targets.points / input_scale),
+        temperatures=temperatures,
+        affinity_floor=affinity_floor,
+        scope=scope,
+    )
+    return _Field(samples / input_scale, force, force_sq, centre, unit, input_scale, scale)
 
 
 def _validate(

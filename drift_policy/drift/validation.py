@@ -57,8 +57,14 @@ def check_temperature(name: str, value: float) -> None:
         raise ValueError(f"{name} must be a positive finite number, but is {value!r}.")
 
 
-def check_temperatures(name: str, values: Sequence[float]) -> None:
-    """Require at least one temperature, all positive and different."""
+def check_temperatures(name: str, values: Sequence[float] | Tensor) -> None:
+    """Require at least one temperature, all positive; numbers also different, a tensor [R] may hold equal ones."""
+    if isinstance(values, Tensor):
+        _check_floating(name, values)
+        if values.ndim != 1 or len(values) == 0:
+            raise ValueError(f"{name} must have shape [R] with R of at least one, but has {list(values.shape)}.")
+        _check_all(torch.isfinite(values) & (values > 0), f"{name} must be positive and finite.")
+        return
     if len(values) == 0:
         raise ValueError(f"{name} must hold at least one temperature, but is empty.")
     for value in values:

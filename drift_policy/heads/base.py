@@ -14,7 +14,8 @@ from drift_policy.networks import ActionNetwork
 
 Metrics = dict[str, Tensor]
 Generators = torch.Generator | list[torch.Generator] | None  # one for all observations, or one for each
-Draws = dict[str, Tensor]  # the random numbers of a training step, one row an observation: name -> [B, ...]
+# The random numbers of a training step, and what else depends on the step, one row an observation: name -> [B, ...].
+Draws = dict[str, Tensor]
 
 
 class ActionHead(nn.Module, ABC):
@@ -40,6 +41,20 @@ class ActionHead(nn.Module, ABC):
         They are an input of the loss so that they may be functions of the training step alone: a resumed run, several
         processes and a compiled update then see the same numbers.
         """
+
+    def scheduled(self, batch: int, step: int | None) -> Draws:
+        """Return what the loss of `batch` observations needs that changes with the step, the same in every row.
+
+        Tensors, so that a compiled update need not be compiled again, and rows, so that they are split as noise is.
+
+        Args:
+            batch: B.
+            step: optimiser steps done before; None if unknown.
+
+        Raises:
+            ValueError: the step is needed, but unknown.
+        """
+        return {}
 
     @abstractmethod
     def compute_loss(self, action: Tensor, condition: Tensor, draws: Draws) -> tuple[Tensor, Metrics]:

@@ -41,8 +41,8 @@ from drift_policy.training.config import TrainConfig
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
 from drift_policy.training.interrupt import TrainingInterruptedError
-from drift_policy.training.neighbours import add_neighbours
 from drift_policy.training.parallel import Processes, start_processes
+from drift_policy.training.positives import add_positives
 from drift_policy.training.run_folder import SCRIPT, check_settings, claimed_folder, record_settings, resume_command
 from drift_policy.training.tracking import make_trackers
 from drift_policy.training.trainer import Evaluate, Trainer, TrainingData
@@ -108,8 +108,7 @@ def _train(
         policy, data = build_policy_and_data(config, demonstrations, processes.device)
         say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
         say(f"choice   checkpoints by {_choice(config, data)}")
-        if config.trainer.neighbours > 1:
-            add_neighbours(data.train, policy, config.trainer, console)
+        add_positives(data.train, policy, config.trainer, console)
         if config.resume:
             check_settings(run_dir, settings)
 

@@ -8,6 +8,11 @@ from drift_policy.errors import require
 PRECISIONS = ("float32", "tfloat32", "bfloat16")
 SHARDINGS = ("none", "fsdp2")
 PLACEMENTS = ("auto", "device", "stream")
+ONE_POSITIVE = {
+    "neighbours": 1,
+    "time_shifts": 0,
+    "positive_copies": 0,
+}  # ways to several positives -> the value that leaves it at one
 
 
 @dataclass
@@ -24,8 +29,13 @@ class TrainerConfig:
     gradient_clip: float | None = 2.0  # largest global gradient norm; null is no clipping
     ema_decay: float = 0.999  # decay of the averaged weights that are saved and evaluated
     observation_noise: float = 0.0  # standard deviation of noise on normalised observed numbers, an augmentation
+    action_noise: float = 0.0  # standard deviation of noise on normalised demonstrated chunks, an augmentation
     neighbours: int = 1  # chunks that attract an observation's samples: its own, then those of the nearest observations
     neighbour_width: float = 0.1  # root mean square distance of normalised observations where weights fall to exp(-1/2)
+    time_shifts: int = 0  # the chunks that begin up to so many steps earlier or later attract too, the farther the less
+    positive_copies: int = 0  # copies of an observation's own chunk, displaced smoothly in time, that attract too
+    positive_noise: float = 0.05  # standard deviation of that displacement, of normalised actions
+    positive_noise_steps: float = 4.0  # steps after which its correlation has fallen to exp(-1/2)
     precision: str = "float32"  # "tfloat32" (GPU) or "bfloat16" (autocast): faster; the drift loss stays in float32
     compile: bool = False  # torch.compile the whole update, on a GPU with CUDA graphs; costs half a minute at the start
     sharding: str = "none"  # "fsdp2": several processes share one copy of weights, gradients and moments
@@ -45,12 +55,14 @@ class TrainerConfig:
         positive = ("num_steps", "batch_size", "gradient_accumulation_steps", "num_workers", "validation_windows")
         for name in (*positive, "neighbours", "log_every", "validate_every", "checkpoint_every", "keep_best"):
             require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
-        for name in ("warmup_steps", "rollout_every", "weight_decay", "observation_noise"):
+        not_negative = ("warmup_steps", "rollout_every", "weight_decay", "observation_noise", "action_noise")
+        for name in (*not_negative, "time_shifts", "positive_copies"):
             require(getattr(self, name) >= 0, f"trainer.{name} must not be negative, but is {getattr(self, name)}.")
-        require(
-            0 < self.neighbour_width < math.inf,
-            f"trainer.neighbour_width must be a positive number, but is {self.neighbour_width}.",
-        )
+        for name in ("neighbour_width", "positive_noise", "positive_noise_steps"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"trainer.{name} must be a positive number, but is {value}.")
+        several = [f"trainer.{name}={getattr(self, name)}" for name in self._several_positives]
+        require(len(several) < 2, f"{' and '.join(several)} cannot be combined: choose one kind of further positives.")
         require(self.learning_rate > 0, f"trainer.learning_rate must be positive, but is {self.learning_rate}.")
         require(
             self.gradient_clip is None or self.gradient_clip > 0,
@@ -65,3 +77,12 @@ class TrainerConfig:
         for name in ("num_threads", "max_train_episodes"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"trainer.{name} must be null or at least 1, but is {value}.")
+
+    @property
+    def further_positives(self) -> str | None:
+        """The setting that gives an observation more than one positive, or None."""
+        return next(iter(self._several_positives), None)
+
+    @property
+    def _several_positives(self) -> list[str]:
+        return [name for name, one in ONE_POSITIVE.items() if getattr(self, name) != one]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drift_policy.demonstrated import PositiveNoise
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Metrics
 from drift_policy.policy import Policy
@@ -113,7 +114,14 @@ class PolicyUpdate:
         parts = self._config.gradient_accumulation_steps
         config = self._config
         generator = step_generator(step, self._seed)
-        draws = self.policy.draw(config.batch_size, generator, observation_noise=config.observation_noise)
+        draws = self.policy.draw(
+            config.batch_size,
+            generator,
+            observation_noise=config.observation_noise,
+            action_noise=config.action_noise,
+            positive_noise=_positive_noise(config),
+            step=step,
+        )
         # Dropout is the only part that draws from the default generators; it must not repeat the numbers of `draws`.
         torch.manual_seed((step_seed(step, self._seed) + 1 + self._processes.rank) % 2**63)
         gathered: list[Metrics] = []
@@ -146,6 +154,12 @@ class PolicyUpdate:
         if self._config.precision == "bfloat16":
             return torch.autocast(self.policy.device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+
+def _positive_noise(config: TrainerConfig) -> PositiveNoise | None:
+    if config.positive_copies == 0:
+        return None
+    return PositiveNoise(config.positive_copies, config.positive_noise, config.positive_noise_steps)
 
 
 def _mean(parts: list[Metrics]) -> Metrics:

@@ -11,20 +11,24 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drift_policy.drift import drift_loss
+from drift_policy.drift import drift_loss, temperature_score
 from drift_policy.drift.loss import Scope
 
 SCOPES: tuple[Scope, ...] = ("batch", "group")
 
 
 def evaluate(arrays: dict[str, Tensor], scope: Scope) -> dict[str, NDArray[np.float32]]:
-    """Loss, gradient of its sum and statistics as arrays."""
+    """Loss, gradient of its sum and statistics, and the score of temperatures with its gradient, as arrays."""
     gen = arrays["gen"].clone().requires_grad_()
     arguments: dict[str, Any] = arrays | {"gen": gen, "scope": scope}
     loss, info = drift_loss(**arguments)
     (grad,) = torch.autograd.grad(loss.sum(), gen)
     force_sq = torch.stack(list(info["force_sq"].values()))
     results = {"loss": loss.detach(), "grad": grad, "scale": info["scale"], "force_sq": force_sq}
+    temperatures = torch.tensor([0.1, 0.5], requires_grad=True)
+    score = temperature_score(arrays["gen"], arrays["pos"][:, :1], temperatures, scope=scope)
+    (teaching,) = torch.autograd.grad(score.sum(), temperatures)
+    results |= {"score": score.detach(), "teaching": teaching}
     return {name: value.numpy() for name, value in results.items()}
 
 

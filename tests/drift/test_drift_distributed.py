@@ -46,7 +46,7 @@ def folder(workers: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_halves_equal_the_whole(workers: ModuleType, folder: Path, case: str, scope: str) -> None:
     whole = workers.evaluate(workers.load_arrays(folder / f"{case}.npz"), scope)
     parts = [dict(np.load(folder / f"{case}_{scope}_{rank}.npz", allow_pickle=False)) for rank in range(WORLD_SIZE)]
-    for name in ("loss", "grad"):
+    for name in ("loss", "grad", "score"):
         expected = whole[name]
         joined = np.concatenate([part[name] for part in parts])
         np.testing.assert_allclose(joined, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
@@ -56,6 +56,8 @@ def test_halves_equal_the_whole(workers: ModuleType, folder: Path, case: str, sc
                 np.testing.assert_allclose(part[name], whole[name], rtol=1e-5)
         else:
             np.testing.assert_allclose(np.mean([part[name] for part in parts], axis=0), whole[name], rtol=1e-5)
+    # Of a mean over the batch DistributedDataParallel takes the mean of the gradients: of a sum it is the sum.
+    np.testing.assert_allclose(sum(part["teaching"] for part in parts), whole["teaching"], rtol=1e-3)
 
 
 def test_the_halves_alone_differ_from_the_whole(workers: ModuleType, folder: Path) -> None:

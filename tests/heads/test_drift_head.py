@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from drift_policy.drift import drift_loss
+from drift_policy.drift import drift_loss, temperature_score
 from drift_policy.heads.drift import DriftHead, DriftHeadConfig, sample_spread
 
 B, G, TP, DA, C = 4, 3, 5, 2, 7
@@ -168,3 +168,92 @@ def test_one_sample_per_observation_trains_towards_the_demonstration() -> None:
     gradient = gradient_on_samples(head, action, condition).flatten(1)
     towards = (action - generated(network, condition).detach()[:, 0]).flatten(1)
     assert bool((torch.cosine_similarity(-gradient, towards) > 0.999).all())
+
+
+SCHEDULE: dict[str, Any] = {"kernel": "energy", "regression_weight": 2.0, "regression_steps": 8}
+
+
+@pytest.mark.parametrize(("step", "weight"), [(0, 2.0), (2, 1.5), (7, 0.25), (8, 0.0), (1000, 0.0)])
+def test_weight_of_the_regression_falls_linearly_to_zero(step: int, weight: float) -> None:
+    action, condition = make_batch()
+    head, network = make_head(**SCHEDULE)
+    draws = head.draw(B, torch.Generator().manual_seed(0))
+    scheduled = head.scheduled(B, step)
+    assert scheduled["regression_weight"].tolist() == [weight] * B
+    loss, metrics = head.compute_loss(action, condition, draws | scheduled)
+    plain, _ = make_head(kernel="energy")
+    expected, plain_metrics = plain.compute_loss(action, condition, draws)
+    torch.testing.assert_close(loss.detach(), expected.detach() + weight * plain_metrics["action_mse"])
+    assert float(metrics["regression_weight"]) == weight
+    (gradient,) = torch.autograd.grad(loss, network.scale)
+    constant, other = make_head(kernel="energy", regression_weight=weight)
+    (expected_gradient,) = torch.autograd.grad(constant.compute_loss(action, condition, draws)[0], other.scale)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_a_constant_weight_needs_no_step_and_draws_nothing_more() -> None:
+    head, _ = make_head(kernel="energy", regression_weight=2.0)
+    assert head.scheduled(B, None) == head.scheduled(B, 3) == {}
+    _, metrics = compute_loss(head, *make_batch())
+    assert "regression_weight" not in metrics
+
+
+LEARNED: dict[str, Any] = {"samples_per_observation": 5, "temperatures": [0.05, 0.2], "learned_temperatures": True}
+
+
+def learning_head(**settings: Any) -> tuple[DriftHead, Recorder]:
+    network: Any = Recorder()
+    return DriftHead(DriftHeadConfig(**(LEARNED | settings)), network), network
+
+
+@pytest.mark.parametrize("per_time_step", [False, True])
+@pytest.mark.parametrize("scope", ["batch", "group"])
+def test_learned_temperatures_leave_the_generator_its_gradient(per_time_step: bool, scope: str) -> None:
+    action, condition = make_batch()
+    settings = {"per_time_step": per_time_step, "scope": scope}
+    head, network = learning_head(**settings)
+    plain, other = learning_head(learned_temperatures=False, **settings)
+    loss, metrics = compute_loss(head, action, condition)
+    expected, plain_metrics = compute_loss(plain, action, condition)
+    offsets = head.temperature_offsets
+    assert offsets is not None and plain.temperature_offsets is None
+    gradient, teaching = torch.autograd.grad(loss, [network.scale, offsets])
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, other.scale)[0], rtol=1e-4, atol=1e-6)
+    assert bool((teaching != 0).all()), "temperatures are taught"
+    torch.testing.assert_close(loss - metrics["temperature_score"], expected, rtol=1e-4, atol=1e-5)
+    assert set(metrics) - set(plain_metrics) == {"temperature_score", "temperature_0.05", "temperature_0.2"}
+    assert float(metrics["temperature_0.2"]) == pytest.approx(0.2, rel=1e-5)
+
+    chunks = generated(network, condition).detach()
+    gen = chunks.transpose(1, 2).flatten(0, 1) if per_time_step else chunks.flatten(2)
+    pos = action.flatten(0, 1).unsqueeze(1) if per_time_step else action.flatten(1).unsqueeze(1)
+    score = temperature_score(gen, pos, torch.tensor([0.05, 0.2]), affinity_floor=0.0, scope=scope)  # type: ignore[arg-type]
+    torch.testing.assert_close(metrics["temperature_score"], score.mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_learned_temperatures_are_those_of_the_loss_and_stay_in_their_range() -> None:
+    action, condition = make_batch()
+    head, network = learning_head()
+    assert head.temperature_offsets is not None
+    with torch.no_grad():
+        head.temperature_offsets.copy_(torch.tensor([0.7, -0.4]))
+    moved = head.temperatures()
+    assert isinstance(moved, Tensor) and float(moved[0]) > 0.1 and float(moved[1]) < 0.15
+    loss, metrics = compute_loss(head, action, condition)
+    chunks = generated(network, condition).detach().flatten(2)
+    expected, info = drift_loss(
+        chunks, action.flatten(1).unsqueeze(1), temperatures=moved.tolist(), affinity_floor=0.0, scope="batch"
+    )
+    torch.testing.assert_close(loss - metrics["temperature_score"], expected.mean(), rtol=1e-4, atol=1e-5)
+    for start, now in zip(("0.05", "0.2"), moved.tolist(), strict=True):
+        torch.testing.assert_close(metrics[f"force_{start}"], info["force_sq"][now].sqrt(), rtol=1e-4, atol=1e-6)
+        assert float(metrics[f"temperature_{start}"]) == now
+    with torch.no_grad():
+        head.temperature_offsets.copy_(torch.tensor([1e4, -1e4]))
+    torch.testing.assert_close(head.temperatures(), torch.tensor([10.0, 1e-3]))
+
+
+def test_heads_without_learned_temperatures_have_the_tensors_they_had() -> None:
+    head, _ = make_head()
+    assert set(head.state_dict()) == {"network.scale"} and not list(head.buffers())
+    assert set(learning_head()[0].state_dict()) == {"network.scale", "temperature_offsets"}

@@ -132,6 +132,9 @@ def test_the_tightest_horizon_is_accepted() -> None:
     assert tiny_config(horizon=6, n_obs_steps=2, n_action_steps=5).horizon == 6
 
 
+LEARNED: dict[str, Any] = {"learned_temperatures": True}
+
+
 @pytest.mark.parametrize(
     ("message", "head", "values"),
     [
@@ -143,6 +146,19 @@ def test_the_tightest_horizon_is_accepted() -> None:
         ("affinity_floor must be in", "drift", {"affinity_floor": 1.0}),
         ("affinity_floor must be in", "drift", {"affinity_floor": -1e-6}),
         ("scope must be 'batch' or 'group', but is 'global'", "drift", {"scope": "global"}),
+        ("regression_steps=0 must be null or at least 1", "drift", {"regression_steps": 0, "regression_weight": 1.0}),
+        (
+            "regression_steps=5 .* needs a head.regression_weight above 0, which is 0.0",
+            "drift",
+            {"regression_steps": 5},
+        ),
+        ("learned_temperatures=true needs head.kernel=affinity", "drift", LEARNED | {"kernel": "energy"}),
+        (
+            "needs head.samples_per_observation of at least 4, but it is 3",
+            "drift",
+            LEARNED | {"samples_per_observation": 3},
+        ),
+        ("temperatures must lie between 0.001 and 10 to be learned", "drift", LEARNED | {"temperatures": [0.1, 20.0]}),
         ("sampler must be 'ddpm' or 'ddim', but is 'euler'", "diffusion", {"sampler": "euler"}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 101}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 60}),

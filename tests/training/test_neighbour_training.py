@@ -1,4 +1,4 @@
-"""Training with the chunks of the nearest observations: one is today's training, and a resumed run is the whole one."""
+"""Training with several positives: one is today's training, a resumed run is the whole one, nonsense is refused."""
 
 import csv
 import json
@@ -85,16 +85,21 @@ def test_positives_of_a_wrong_shape_or_for_another_head_are_refused() -> None:
 
 
 @KERNELS
-def test_resume_with_neighbours_is_bit_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+@pytest.mark.parametrize(
+    "positives", [{"neighbours": 4}, {"time_shifts": 2}, {"positive_copies": 3}], ids=lambda chosen: next(iter(chosen))
+)
+def test_resume_with_several_positives_is_bit_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: str, positives: dict[str, Any]
+) -> None:
     settings: dict[str, Any] = {
         "policy": {
             "head": {"name": "drift", "samples_per_observation": 2, "kernel": kernel},
             "network": {"name": "mlp", "width": 16, "depth": 1},
         },
-        "trainer": {"neighbours": 4, "num_steps": 12, "rollout_every": 0},
+        "trainer": {"num_steps": 12, "rollout_every": 0},
     }
     one = deepcopy(settings)
-    one["trainer"]["neighbours"] = 1
+    settings["trainer"] |= positives
     whole = train(point_training(tmp_path / "whole", **deepcopy(settings)), [], QUIET)
     stop_before_step(monkeypatch, 7, press_ctrl_c)
     with pytest.raises(UserError, match="Stopped at step 8"):
@@ -106,7 +111,21 @@ def test_resume_with_neighbours_is_bit_exact(tmp_path: Path, monkeypatch: pytest
     assert any(not torch.equal(alone[name], tensor) for name, tensor in tensors_of(whole).items())
 
 
-def test_the_program_trains_with_neighbours_and_says_how_near_they_are(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("positives", "said"),
+    [
+        (
+            ["trainer.neighbours=4", "trainer.neighbour_width=0.3"],
+            "nearest  4 chunks attract the samples of an observation: its own, weight 0.",
+        ),
+        (["trainer.time_shifts=2"], "shifted  5 chunks attract the samples of an observation: its own, weight 0.40, "),
+        (["trainer.positive_copies=3"], "copies   4 chunks attract the samples of an observation: its own, and copies"),
+    ],
+    ids=["neighbours", "time shifts", "copies"],
+)
+def test_the_program_trains_with_several_positives_and_says_which(
+    tmp_path: Path, positives: list[str], said: str
+) -> None:
     rng = np.random.default_rng(0)
     data = {
         "action": rng.uniform(0, 512, (90, 2)).astype(np.float32),
@@ -118,8 +137,7 @@ def test_the_program_trains_with_neighbours_and_says_how_near_they_are(tmp_path:
         "train_policy.py",
         "task=pusht",
         *programs.SHORT,
-        "trainer.neighbours=4",
-        "trainer.neighbour_width=0.3",
+        *positives,
         "trainer.rollout_every=0",
         "policy.head.kernel=energy",
         f"data_path={tmp_path}/pusht.zarr",
@@ -127,9 +145,10 @@ def test_the_program_trains_with_neighbours_and_says_how_near_they_are(tmp_path:
         "name=near",
     )
     assert result.returncode == 0, result.stderr
-    assert "nearest  4 chunks attract the samples of an observation: its own, weight 0." in result.stdout
+    assert said in result.stdout
     run = tmp_path / "runs" / "pusht" / "near"
-    assert json.loads((run / "manifest.json").read_text())["config"]["trainer"]["neighbours"] == 4
+    name, value = positives[0].removeprefix("trainer.").split("=")
+    assert json.loads((run / "manifest.json").read_text())["config"]["trainer"][name] == int(value)
     with (run / "metrics.csv").open() as file:
         assert all(np.isfinite(float(row["train/loss"])) for row in csv.DictReader(file) if row["train/loss"])
 
@@ -142,6 +161,28 @@ def test_neighbours_that_cannot_be_found_are_refused(tmp_path: Path) -> None:
         train(point_training(tmp_path, trainer={"neighbours": 9999}), [], QUIET)
     with pytest.raises(ConfigurationError, match=r"trainer\.neighbours=4 compares observed numbers, but .* an image"):
         train(image_training(tmp_path, trainer={"neighbours": 4, "batch_size": 8}), [], QUIET)
-    for wrong in ({"neighbours": 0}, {"neighbour_width": 0.0}, {"neighbour_width": float("nan")}):
+    for wrong in (
+        {"neighbours": 0},
+        {"neighbour_width": 0.0},
+        {"neighbour_width": float("nan")},
+        {"positive_noise": 0.0},
+    ):
         with pytest.raises(ConfigurationError, match=rf"trainer\.{next(iter(wrong))} must be"):
             TrainerConfig(**wrong)
+
+
+def test_time_shifts_are_for_the_drift_head_and_are_not_combined_with_neighbours(tmp_path: Path) -> None:
+    flow = {"head": {"name": "flow"}, "network": {"name": "mlp", "width": 16, "depth": 1}}
+    with pytest.raises(ConfigurationError, match=r"trainer\.time_shifts=2 works with the drift head.*time_shifts=0"):
+        train(point_training(tmp_path, policy=flow, trainer={"time_shifts": 2}), [], QUIET)
+    with pytest.raises(
+        ConfigurationError, match=r"trainer\.neighbours=4 and trainer\.time_shifts=2 cannot be combined"
+    ):
+        TrainerConfig(neighbours=4, time_shifts=2)
+    with pytest.raises(ConfigurationError, match=r"trainer\.time_shifts must not be negative"):
+        TrainerConfig(time_shifts=-1)
+
+
+def test_time_shifts_are_found_with_cameras_too(tmp_path: Path) -> None:
+    settings = {"time_shifts": 2, "batch_size": 8, "num_steps": 1, "rollout_every": 0}
+    assert (train(image_training(tmp_path, trainer=settings), [], QUIET) / "manifest.json").exists()

@@ -3,12 +3,14 @@
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
 from rich.console import Console
 
+from drift_policy import load_policy
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.training.run import train
@@ -19,17 +21,25 @@ from tests.helpers.training_runs import (
     press_ctrl_c,
     progress_of,
     stop_before_step,
+    tensors_of,
 )
 
 QUIET = Console(quiet=True)
+EMA_OFFSETS = "ema.head.temperature_offsets"
 
 
-@pytest.mark.parametrize("head", ["drift", "diffusion"])
+HEADS: dict[str, dict[str, Any]] = {
+    "drift": {"name": "drift"},
+    "schedule": {"name": "drift", "regression_weight": 3.0, "regression_steps": 15},
+    "learned": {"name": "drift", "learned_temperatures": True},
+    "diffusion": {"name": "diffusion", "num_train_steps": 5, "num_inference_steps": 5},
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("step", [7, 10])
 def test_ctrl_c_and_resume_is_bit_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: str, step: int) -> None:
-    policy = {"head": {"name": head}, "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.1}}
-    if head == "diffusion":
-        policy["head"] |= {"num_train_steps": 5, "num_inference_steps": 5}
+    policy = {"head": HEADS[head], "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.1}}
     whole = train(point_training(tmp_path / "whole", policy=policy), [], QUIET)
 
     stop_before_step(monkeypatch, step, press_ctrl_c)
@@ -38,6 +48,10 @@ def test_ctrl_c_and_resume_is_bit_exact(tmp_path: Path, monkeypatch: pytest.Monk
     torch.manual_seed(12345)  # the resumed process starts from another random state
     parts = train(point_training(tmp_path / "parts", policy=policy, resume=True), [], QUIET)
     assert_same_state(whole, parts)
+    if head == "learned":
+        saved = tensors_of(parts)
+        assert bool((saved["policy.head.temperature_offsets"] != 0).all())
+        assert torch.equal(load_policy(parts / "checkpoints/last").head.temperature_offsets, saved[EMA_OFFSETS])  # type: ignore[arg-type]
 
 
 def test_ctrl_c_in_the_last_update_stops_before_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

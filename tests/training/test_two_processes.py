@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from tests.helpers.training_runs import TIMED_COLUMNS, assert_near_state, progress_of, tensors_of
-from tests.training.two_processes import MLP, NETWORKS, PARTS, RUNS, STOPPED_IN_UPDATE, Run, perform
+from tests.training.two_processes import LEARNED, MLP, NETWORKS, PARTS, RUNS, STOPPED_IN_UPDATE, Run, perform
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
@@ -25,6 +25,7 @@ ALONE = {
     "alone": Run(),
     "alone_parts": Run(PARTS),
     "alone_regression": Run(head="regression"),
+    "alone_learned": Run(head_settings=LEARNED),
     "alone_transformer": Run(network=NETWORKS["transformer"]),
     "alone_unet": Run(network=NETWORKS["unet"]),
 }
@@ -34,6 +35,8 @@ SAME_COURSE = {
     "ddp_parts": "alone_parts",
     "fsdp2_parts": "alone_parts",
     "ddp_regression_parts": "alone_regression",
+    "ddp_learned": "alone_learned",
+    "fsdp2_learned": "alone_learned",
     "fsdp2_transformer": "alone_transformer",
     "fsdp2_unet": "alone_unet",
 }

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from drift_policy import Policy
 from drift_policy.encoders import IMAGE_BACKBONES
+from drift_policy.errors import ConfigurationError
+from drift_policy.heads.drift import DriftHeadConfig
 from drift_policy.networks import MlpConfig
 from drift_policy.training.ema import Ema
 from drift_policy.training.parallel import Processes
@@ -141,10 +143,36 @@ def test_gathering_the_average_copies_changed_buffers_and_keeps_averaged_weights
     assert not averaged.training and policy.training
 
 
-def test_observation_noise_is_a_setting_of_the_trainer() -> None:
+@pytest.mark.parametrize("setting", ["observation_noise", "action_noise"])
+def test_noise_is_a_setting_of_the_trainer(setting: str) -> None:
     batch = tiny_batch(POLICY, 8)
-    losses = [
-        update_of(deepcopy(POLICY), observation_noise=std)(0, iter([batch]))["loss"] for std in (0.0, 0.0, 0.2, 0.2)
-    ]
+    losses = [update_of(deepcopy(POLICY), **{setting: std})(0, iter([batch]))["loss"] for std in (0.0, 0.0, 0.2, 0.2)]
     assert torch.equal(losses[0], losses[1]) and torch.equal(losses[2], losses[3])
     assert not torch.equal(losses[0], losses[2])
+
+
+def test_action_noise_is_that_of_the_rows_of_a_process() -> None:
+    batch = tiny_batch(POLICY, 8)
+    draws = POLICY.draw(8, step_generator(3, 0), action_noise=0.2)
+    for rank, rows in enumerate([slice(0, 4), slice(4, 8)]):
+        expected, _ = deepcopy(POLICY).compute_loss(select(batch, rows), select(draws, rows))
+        update = update_of(deepcopy(POLICY), rank=rank, size=2, action_noise=0.2)
+        torch.testing.assert_close(update(3, iter([select(batch, rows)]))["loss"], expected.detach())
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_scheduled_weight_is_that_of_the_step_in_every_part_and_process(parts: int) -> None:
+    head = DriftHeadConfig(3, kernel="energy", regression_weight=1.0, regression_steps=100)
+    policy = tiny_policy("drift", head_config=head)
+    batch = tiny_batch(policy, 4)
+    split = {"batch_size": 8, "gradient_accumulation_steps": parts}
+    windows = [select(batch, slice(0, 4 // parts))] * parts
+    for step, weight in ((0, 1.0), (25, 0.75), (99, 0.01), (300, 0.0)):
+        for rank in (0, 1):
+            metrics = update_of(deepcopy(policy), rank=rank, size=2, **split)(step, iter(windows))
+            assert float(metrics["regression_weight"]) == pytest.approx(weight, abs=1e-7)
+
+
+def test_negative_noise_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"trainer\.action_noise must not be negative, but is -0\.1"):
+        TrainerConfig(action_noise=-0.1)

@@ -33,6 +33,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 FSDP2 = {"sharding": "fsdp2"}
 PARTS = {"gradient_accumulation_steps": 2}
+LEARNED = {"learned_temperatures": True, "regression_weight": 1.0, "regression_steps": 9}
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Run:
 
     trainer: dict[str, Any] = field(default_factory=dict)  # settings that differ from `training`
     head: str = "drift"
+    head_settings: dict[str, Any] = field(default_factory=dict)
     network: dict[str, Any] = field(default_factory=lambda: MLP)
     resume: bool = False
     stop_signal: signal.Signals | None = None  # that one of the processes gets in the middle of an update
@@ -54,6 +56,8 @@ RUNS = {
     "ddp_parts": Run(PARTS | {"data_placement": "stream", "num_workers": 2}),
     "fsdp2_parts": Run(FSDP2 | PARTS),
     "ddp_regression_parts": Run(PARTS, head="regression"),
+    "ddp_learned": Run(head_settings=LEARNED),
+    "fsdp2_learned": Run(FSDP2, head_settings=LEARNED),
     "fsdp2_transformer": Run(FSDP2, network=NETWORKS["transformer"]),
     "fsdp2_unet": Run(FSDP2, network=NETWORKS["unet"]),
     "ddp_stopped": Run(stop_signal=signal.SIGTERM, stopped=1),
@@ -69,7 +73,7 @@ RUNS = {
 def training(folder: Path, name: str, run: Run, **trainer: Any) -> TrainConfig:
     """The configuration of a run; `trainer` are settings over those of the run."""
     settings = {"num_steps": 12, "log_every": 4, "validate_every": 6, "rollout_every": 0, "checkpoint_every": 100}
-    head = {"name": run.head} | ({"samples_per_observation": 4} if run.head == "drift" else {})
+    head = {"name": run.head} | ({"samples_per_observation": 4} if run.head == "drift" else {}) | run.head_settings
     return point_training(
         folder,
         name=run.folder or name,
