@@ -37,7 +37,7 @@ class PositiveNoise(NamedTuple):
         return self.deviation * (factor @ white)
 
 
-def draw_noise(
+def draw_augmentation(
     config: PolicyConfig,
     batch: int,
     generator: torch.Generator | None,

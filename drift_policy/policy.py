@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from drift_policy.candidates import checked_noise, draw_noise, most_typical
 from drift_policy.data.normalizer import Normalizer
-from drift_policy.demonstrated import OBSERVATION_NOISE, PositiveNoise, demonstrated, draw_noise
+from drift_policy.demonstrated import OBSERVATION_NOISE, PositiveNoise, demonstrated, draw_augmentation
 from drift_policy.encoders import ObservationEncoder
 from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.errors import ConfigurationError
@@ -138,7 +138,7 @@ class Policy(nn.Module):
         crops = self.encoder.draw_crops(batch, generator)
         draws = self.head.draw(batch, generator) | self.head.scheduled(batch, step)
         draws |= {f"{_CROP}{key}": corners for key, corners in crops.items()}
-        return draws | draw_noise(
+        return draws | draw_augmentation(
             self.config, batch, generator, observations=observation_noise, action=action_noise, positives=positive_noise
         )
 

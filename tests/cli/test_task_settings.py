@@ -41,7 +41,7 @@ def test_a_task_says_how_long_it_is_trained() -> None:
 
 
 def test_samples_and_kernel_of_a_task_are_those_of_the_drift_heads_alone() -> None:
-    of_task, default = composed("task=block_push").policy["head"], composed("task=pusht").policy["head"]
+    of_task, default = composed("task=block_push").policy["head"], composed("task=lift").policy["head"]
     assert (of_task["samples_per_observation"], of_task["kernel"]) == (2, "energy")
     assert (default["samples_per_observation"], default["kernel"]) == (8, "affinity")
     other = composed("task=block_push", "policy=regression").policy["head"]
@@ -53,7 +53,8 @@ def test_the_noise_of_a_task_is_that_of_the_drift_policies_alone() -> None:
     assert composed("task=adroit_door").policy["noise_scale"] == 0.0
     assert composed("task=adroit_door", "policy=drift_unet").policy["noise_scale"] == 0.0
     assert composed("task=adroit_door", "policy=flow").policy["noise_scale"] == 1.0
-    assert composed("task=pusht").policy["noise_scale"] == 0.5
+    assert composed("task=lift").policy["noise_scale"] == 0.5
+    assert composed("task=pusht").policy["noise_scale"] == 1.0
     assert composed("task=adroit_door", "policy.noise_scale=0.25").policy["noise_scale"] == 0.25
 
 
@@ -62,6 +63,14 @@ def test_the_candidates_of_a_task_are_those_of_the_drift_policies(policy: str) -
     of_task = ("task=pusht", "++task.num_candidates=7", f"policy={policy}")
     assert composed(*of_task).policy["num_candidates"] == 7
     assert composed(*of_task, "policy.num_candidates=3").policy["num_candidates"] == 3
+
+
+def test_the_mirror_and_the_dropout_of_a_task() -> None:
+    drift, flow, other = composed("task=pusht"), composed("task=pusht", "policy=flow"), composed("task=lift")
+    assert drift.task.symmetry == flow.task.symmetry == "envs.pusht.symmetry:mirror" and other.task.symmetry is None
+    assert [config.policy["mirrored"] for config in (drift, flow, other)] == [True, False, False]
+    # The baselines have the same network.
+    assert [config.policy["network"]["dropout"] for config in (drift, flow, other)] == [0.1, 0.1, 0.0]
 
 
 def test_the_candidates_of_a_task_leave_other_policies_alone() -> None:
