@@ -26,6 +26,7 @@ from drift_policy.task import Demonstrations
 from drift_policy.task_files import task_env
 from drift_policy.training.run import build_policy_and_data
 from tests.helpers.prepared_data import prepared_demonstrations, write_demonstrations
+from tests.helpers.pusht_data import random_pusht_columns
 
 CPU = torch.device("cpu")
 TINY = ["--device", "cpu", "--batch-size", "8", "--down-dims", "16", "--step-embedding", "8", "--log-every", "2"]
@@ -76,10 +77,7 @@ def test_a_prepared_file_gives_back_what_was_written(task: str, folder: Path) ->
 def test_preparing_keeps_windows_and_normaliser_of_the_library(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     ends = np.array([40, 75, 120])
-    columns = {
-        name: rng.uniform(0, 512, (ends[-1], *shape)).astype(np.float32)
-        for name, shape in (("keypoint", (9, 2)), ("state", (5,)), ("action", (2,)))
-    }
+    columns: dict[str, np.ndarray] = {**random_pusht_columns(int(ends[-1]))}
     columns["img"] = rng.integers(256, size=(ends[-1], 96, 96, 3), dtype=np.uint8)
     demonstrations = Demonstrations(ReplayBuffer(columns, ends), ResolvedData(Path("random"), "path", "random"))
     for task in ("pusht", "pusht_image"):
@@ -88,7 +86,8 @@ def test_preparing_keeps_windows_and_normaliser_of_the_library(tmp_path: Path) -
         write_prepared(tmp_path / "file.npz", prepare.prepare(config, demonstrations))
         prepared = read_prepared(tmp_path / "file.npz")
         numbers = np.arange(len(data.train))
-        assert 0 < len(numbers) == len(prepared.rows) < 120 - 3 * 7, "the validation episode is left out"
+        sides = 1 if config.task.symmetry is None else 2
+        assert 0 < len(numbers) == len(prepared.rows) < sides * (120 - 3 * 7), "the validation episode is left out"
         expected, batch = data.train.batch(numbers), prepared.windows(CPU).batch(numbers)
         assert torch.equal(batch["action"], expected["action"]) and batch["obs"].keys() == expected["obs"].keys()
         for key, value in expected["obs"].items():

@@ -11,6 +11,7 @@ from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
 from tests.helpers import programs
 from tests.helpers.programs import error_of, run
+from tests.helpers.pusht_data import random_pusht
 
 SHORT = ["task=pusht", *programs.SHORT]
 
@@ -19,14 +20,7 @@ SHORT = ["task=pusht", *programs.SHORT]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random demonstrations in the layout of Push-T."""
     path = tmp_path_factory.mktemp("cli")
-    rng = np.random.default_rng(0)
-    steps = 6 * 30
-    data = {
-        "action": rng.uniform(0, 512, (steps, 2)).astype(np.float32),
-        "state": rng.uniform(0, 512, (steps, 5)).astype(np.float32),
-        "keypoint": rng.uniform(0, 512, (steps, 9, 2)).astype(np.float32),
-    }
-    write_zarr(path / "pusht.zarr", ReplayBuffer(data, np.arange(1, 7) * 30))
+    write_zarr(path / "pusht.zarr", random_pusht(episodes=6))
     return path
 
 

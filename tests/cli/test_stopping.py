@@ -7,14 +7,12 @@ import socket
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
-from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
 from tests.helpers.programs import SHORT, start
+from tests.helpers.pusht_data import random_pusht
 
 ENDLESS = ["trainer.num_steps=100000", "trainer.rollout_every=0", "trainer.checkpoint_every=100000"]
 STREAM = ["trainer.data_placement=stream", "trainer.num_workers=2"]
@@ -24,13 +22,7 @@ STREAM = ["trainer.data_placement=stream", "trainer.num_workers=2"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random demonstrations in the layout of Push-T."""
     path = tmp_path_factory.mktemp("stopping")
-    rng = np.random.default_rng(0)
-    data: dict[str, Any] = {
-        "action": rng.uniform(0, 512, (180, 2)).astype(np.float32),
-        "state": rng.uniform(0, 512, (180, 5)).astype(np.float32),
-        "keypoint": rng.uniform(0, 512, (180, 9, 2)).astype(np.float32),
-    }
-    write_zarr(path / "pusht.zarr", ReplayBuffer(data, np.arange(1, 7) * 30))
+    write_zarr(path / "pusht.zarr", random_pusht(episodes=6))
     return path
 
 

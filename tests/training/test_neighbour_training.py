@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import Tensor
 
 from drift_policy import Policy
-from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import ConfigurationError, UserError
 from drift_policy.heads.drift import DriftHeadConfig
@@ -26,6 +25,7 @@ from tests.helpers import programs
 from tests.helpers.image_task import image_training
 from tests.helpers.point_task import point_training
 from tests.helpers.policies import tiny_batch, tiny_policy
+from tests.helpers.pusht_data import random_pusht
 from tests.helpers.training_runs import assert_same_state, press_ctrl_c, stop_before_step, tensors_of
 
 QUIET = Console(quiet=True)
@@ -126,13 +126,7 @@ def test_resume_with_several_positives_is_bit_exact(
 def test_the_program_trains_with_several_positives_and_says_which(
     tmp_path: Path, positives: list[str], said: str
 ) -> None:
-    rng = np.random.default_rng(0)
-    data = {
-        "action": rng.uniform(0, 512, (90, 2)).astype(np.float32),
-        "state": rng.uniform(0, 512, (90, 5)).astype(np.float32),
-        "keypoint": rng.uniform(0, 512, (90, 9, 2)).astype(np.float32),
-    }
-    write_zarr(tmp_path / "pusht.zarr", ReplayBuffer(data, np.arange(1, 4) * 30))
+    write_zarr(tmp_path / "pusht.zarr", random_pusht(episodes=3))
     result = programs.run(
         "train_policy.py",
         "task=pusht",
