@@ -1,0 +1,100 @@
+"""A policy with a mirror answers the mirror image of an observation with the mirror image of its answer, everywhere."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from drift_policy import Policy, load_policy
+from drift_policy.encoders import ObservationSpec
+from drift_policy.errors import ConfigurationError
+from drift_policy.evaluation.rollout import EvaluationConfig
+from drift_policy.runtime.export import export_policy
+from drift_policy.runtime.timed_policy import TimedPolicy
+from drift_policy.training.run import train
+from tests.helpers.point_task import point_training
+from tests.helpers.policies import HEAD_NAMES, tiny_config, tiny_obs, tiny_policy
+
+BATCH, N = 4, 8  # of fewer candidates two can be each other's nearest, and then the order decides
+
+
+def mirrored_policy(head: str = "drift") -> Policy:
+    """A policy whose mirror turns the sign of all normalised numbers."""
+    policy = tiny_policy(head, num_candidates=N, mirrored=True)
+    assert policy.mirror is not None
+    features, action = torch.randn(200, policy.feature_size), torch.randn(200, policy.action_dim)
+    policy.mirror.fit(features, -features, action, -action)
+    return policy.eval()
+
+
+def image_of(policy: Policy, key: str, value: Tensor) -> Tensor:
+    return policy.normalizer.unnormalize(key, -policy.normalizer.normalize(key, value))
+
+
+@pytest.mark.parametrize("head", HEAD_NAMES)
+def test_the_answer_in_the_mirror_is_the_answer_mirrored(head: str) -> None:
+    policy = mirrored_policy(head)
+    obs = tiny_obs(policy, BATCH)
+    noise = torch.randn(BATCH, N, policy.horizon, policy.action_dim)
+    swapped = torch.cat([noise[:, N // 2 :], noise[:, : N // 2]], dim=1)
+    image = {key: image_of(policy, key, value) for key, value in obs.items()}
+    generators = (torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+    answer = policy.predict_action(obs, noise=noise, generator=generators[0])["action_pred"]
+    # Diffusion draws on the way, in the order of the candidates; regression's are all equal.
+    if head not in ("diffusion", "regression"):
+        other = policy.predict_action(image, noise=swapped, generator=generators[1])["action_pred"]
+        torch.testing.assert_close(image_of(policy, "action", other), answer, atol=2e-3, rtol=1e-4)
+    alone = policy.predict_action(obs, noise=noise, generator=generators[1], mirrored=False)["action_pred"]
+    assert not torch.allclose(alone, answer, atol=1e-2)
+
+
+def test_every_observation_has_its_own_generator_and_one_candidate_is_not_mirrored() -> None:
+    policy = mirrored_policy("diffusion")
+    obs = tiny_obs(policy, BATCH)
+    sources = [torch.Generator().manual_seed(seed) for seed in range(BATCH)]
+    together = policy.predict_action(obs, generator=sources)["action_pred"]
+    for row in range(BATCH):
+        part = {key: value[row : row + 1] for key, value in obs.items()}
+        single = policy.predict_action(part, generator=[torch.Generator().manual_seed(row)])["action_pred"]
+        torch.testing.assert_close(single, together[row : row + 1], atol=2e-3, rtol=1e-4)
+    noise = torch.randn(BATCH, policy.horizon, policy.action_dim)
+    drift = mirrored_policy()
+    own = drift.predict_action(obs, noise=noise)["action_pred"]
+    assert torch.equal(own, drift.predict_action(obs, noise=noise, mirrored=False)["action_pred"])
+
+
+def test_the_mirror_travels_with_checkpoint_and_exported_file(tmp_path: Path) -> None:
+    policy = mirrored_policy()
+    obs = tiny_obs(policy, BATCH)
+    noise = torch.randn(BATCH, N, policy.horizon, policy.action_dim)
+    expected = policy.predict_action(obs, noise=noise)["action_pred"]
+    loaded = load_policy(policy.save_pretrained(tmp_path / "saved"))
+    assert torch.equal(loaded.predict_action(obs, noise=noise)["action_pred"], expected)
+    assert torch.equal(TimedPolicy(loaded).predict_action(obs, noise=noise)["action_pred"], expected)
+    assert export_policy(policy, tmp_path / "policy.pt2", "pt2") < 1e-5
+    pytest.importorskip("onnxruntime", reason="needs the packages of the export extra")
+    assert export_policy(policy, tmp_path / "policy.onnx") < 1e-5
+
+
+def test_what_cannot_be_mirrored_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="num_candidates must be even, but is 3"):
+        tiny_config(mirrored=True, num_candidates=3)
+    camera = ObservationSpec(kind="image", shape=[3, 32, 32])
+    with pytest.raises(ConfigurationError, match="for observations without images"):
+        tiny_config(mirrored=True, num_candidates=2, observations={"camera": camera, "obs": 5})
+    policy, plain = mirrored_policy(), tiny_policy()
+    with pytest.raises(ValueError, match="3 candidates cannot be shared by two sides"):
+        policy.predict_action(tiny_obs(policy, 1), num_candidates=3)
+    with pytest.raises(ValueError, match=r"policy\.mirrored=false"):
+        plain.predict_action(tiny_obs(plain, 1), num_candidates=2, mirrored=True)
+    with pytest.raises(ConfigurationError, match=r"evaluation\.num_candidates=3 cannot be shared"):
+        EvaluationConfig(num_candidates=3).check_fits(policy)
+    with pytest.raises(ConfigurationError, match=r"evaluation\.mirrored=true needs a policy"):
+        EvaluationConfig(mirrored=True).check_fits(plain)
+    EvaluationConfig(num_candidates=3, mirrored=False).check_fits(policy)
+    parts = {"head": {"name": "drift"}, "network": {"name": "mlp", "width": 16, "depth": 1}}
+    settings = parts | {"mirrored": True, "num_candidates": 2}
+    with pytest.raises(ConfigurationError, match=r"needs mirrored demonstrations: set task\.symmetry"):
+        train(point_training(tmp_path, policy=settings), [], Console(quiet=True))
