@@ -1,5 +1,7 @@
 """Means over the batches of all processes."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -28,10 +30,24 @@ def _all_reduce_means(means: list[Tensor], counts: list[int]) -> list[Tensor]:
     totals = [mean * count for mean, count in zip(means, counts, strict=True)]
     packed = torch.cat([*totals, means[0].new_tensor(counts)])
     if packed.requires_grad:
-        from torch.distributed.nn.functional import all_reduce  # not in every build of torch
-
-        packed = all_reduce(packed)
+        packed = _SumOverProcesses.apply(packed)  # type: ignore[no-untyped-call]  # torch's
     else:
         dist.all_reduce(packed)
     *reduced, total_counts = packed.split([*(len(mean) for mean in means), len(counts)])
     return [total / count for total, count in zip(reduced, total_counts, strict=True)]
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of a tensor over processes; the loss of every process depends on the tensors of all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total

@@ -43,8 +43,7 @@ def add_positives(windows: WindowDataset, policy: Policy, config: TrainerConfig,
             f"displaced by {config.positive_noise:g}, alike over {config.positive_noise_steps:g} steps",
             highlight=False,
         )
-        return
-    if asked == "time_shifts":
+    elif asked == "time_shifts":
         windows.neighbours = shifted_windows(windows.episodes, config.time_shifts)
         console.print(
             f"shifted  {2 * config.time_shifts + 1} chunks attract the samples of an observation: its own, weight "
