@@ -30,7 +30,7 @@ def _all_reduce_means(means: list[Tensor], counts: list[int]) -> list[Tensor]:
     totals = [mean * count for mean, count in zip(means, counts, strict=True)]
     packed = torch.cat([*totals, means[0].new_tensor(counts)])
     if packed.requires_grad:
-        packed = _SumOverProcesses.apply(packed)  # type: ignore[no-untyped-call]  # torch's
+        packed = _SumOverProcesses.apply(packed)
     else:
         dist.all_reduce(packed)
     *reduced, total_counts = packed.split([*(len(mean) for mean in means), len(counts)])
