@@ -79,13 +79,15 @@ def pusht_table(results: Path) -> str:
     """Push-T: the methods on the same demonstrations, for the same training time, with the same network."""
     kinds = (
         ("drift", "**drift** (default)"),
-        ("drift_energy", "drift, energy kernel"),
-        ("drift_15000_steps", "drift, 15,000 steps (an earlier default)"),
-        ("drift_90_demonstrations", "drift, 90 demonstrations"),
-        ("drift_bundled", "drift, bundled demonstrations"),
-        ("diffusion", "diffusion (DDPM)"),
-        ("flow", "flow matching"),
-        ("regression", "regression"),
+        ("diffusion_60000_steps", "diffusion (DDPM), 60,000 steps, mirror images too"),
+        ("drift_single_affinity", "earlier default: paper's kernel, no mirror, one candidate"),
+        ("drift_15000_steps", "the same, 15,000 steps"),
+        ("drift_energy", "the same, energy kernel"),
+        ("drift_90_demonstrations", "earlier default, 90 demonstrations"),
+        ("drift_bundled", "earlier default, bundled demonstrations"),
+        ("diffusion", "diffusion (DDPM), no mirror"),
+        ("flow", "flow matching, no mirror"),
+        ("regression", "regression, no mirror"),
     )
     return _method_table(results / "pusht", kinds)
 
@@ -288,22 +290,35 @@ def _method_table(folder: Path, kinds: Sequence[tuple[str, str]]) -> str:
         "training seeds",
         "training [min]",
         "decision p50 [ms]",
+        "start states",
     ]
-    return markdown(header, rows)
+    return markdown(header, [[*row, starts] for row, starts in zip(rows, _start_states(runs), strict=True)])
+
+
+def _start_states(groups: Mapping[str, list[Manifest]]) -> list[str]:
+    """Return of every group that has runs how many start states each of them was scored on."""
+    counts = ({len(run["evaluation"]["episodes"]) for run in runs} for runs in groups.values() if runs)
+    return [", ".join(str(count) for count in sorted(found)) for found in counts]
 
 
 def _method_row(label: str, runs: list[Manifest]) -> list[str]:
     evaluations = {str(run["evaluation"]["network_evaluations"]) for run in runs}
     minutes = [run["training"]["seconds"] / 60 for run in runs]
-    latency = [run["evaluation"]["latency_ms"]["p50"] for run in runs]
+    latency = [run["evaluation"]["latency_ms"]["p50"] for run in runs if not _decides_for_many(run)]
     return [
         label,
         ", ".join(sorted(evaluations)),
         *_scores(runs),
         str(len(runs)),
         f"{sum(minutes) / len(minutes):.1f}",
-        f"{sum(latency) / len(latency):.2f}",
+        f"{sum(latency) / len(latency):.2f}" if latency else "",
     ]
+
+
+def _decides_for_many(run: Manifest) -> bool:
+    """Whether the time of a decision is that of a batch of observations."""
+    evaluation = run.get("config", {}).get("evaluation", run["evaluation"].get("protocol", {}))
+    return int(evaluation.get("decision_batch_size", 1)) > 1
 
 
 def _scores(runs: list[Manifest]) -> tuple[str, str]:
