@@ -1,6 +1,6 @@
 """Checks of the observations and noise that a PyTorch policy is given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,25 @@ def checked_steps(specs: Specs, obs: Any, steps: int) -> dict[str, Tensor]:
         _check_values(f"obs[{key!r}]", spec, value)
         batch = value.shape[0]
         checked[key] = value
+    return checked
+
+
+def checked_features(features: Sequence[Any], batch: int, size: int) -> list[Tensor]:
+    """Return features [B, F] of the steps before those that are observed as tensors, where and of what type they are.
+
+    Args:
+        features: of each step.
+        batch: B.
+        size: F.
+
+    Raises:
+        ValueError: a wrong shape or a non-finite number.
+    """
+    checked = [torch.as_tensor(value) for value in features]
+    for value in checked:
+        if tuple(value.shape) != (batch, size):
+            raise ValueError(f"features of a step must have shape {[batch, size]}, but have {list(value.shape)}.")
+        check_finite("features", value)
     return checked
 
 

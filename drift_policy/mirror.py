@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.heads import ActionHead, Generators
 
 TOLERANCE = 1e-3  # root mean square error of the fitted maps, in normalised numbers
 _RANK_TOLERANCE = 3e-3  # directions in which the data vary less, relative to the widest, are rounding
@@ -60,6 +61,24 @@ class Mirror(nn.Module):
             getattr(self, f"{name}_matrix").copy_(matrix)
             getattr(self, f"{name}_offset").copy_(offset)
         self.is_fitted = True
+
+    def sample(self, head: ActionHead, condition: Tensor, noise: Tensor, generator: Generators = None) -> Tensor:
+        """Return candidates [B, N, Tp, Da] of which the second half answers to the mirror image, in one batched pass.
+
+        Args:
+            head: draws chunks.
+            condition: encoded observations, [B, To * F].
+            noise: of all candidates, [B, N, Tp, Da].
+            generator: of what an iterative head draws on the way.
+
+        Raises:
+            ValueError: N is odd.
+            CheckpointError: neither `fit` nor a checkpoint gave the maps.
+        """
+        if noise.shape[1] % 2:
+            raise ValueError(f"{noise.shape[1]} candidates cannot be shared by two sides: give an even number.")
+        both = [one for one in generator for _ in range(2)] if isinstance(generator, list) else generator
+        return self.all_candidates(head.sample(self.both_observations(condition), self.both_noises(noise), both))
 
     def both_observations(self, condition: Tensor) -> Tensor:
         """Return every encoded observation [B, To * F], followed by its mirror image, [2 B, To * F].

@@ -21,7 +21,7 @@ from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Generators, Metrics, head_kind
 from drift_policy.heads.drift import DriftHead
-from drift_policy.inputs import as_observation, check_finite, checked_step, checked_steps
+from drift_policy.inputs import as_observation, checked_features, checked_step, checked_steps
 from drift_policy.mirror import Mirror
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, PolicyConfig
@@ -218,7 +218,8 @@ class Policy(nn.Module):
         start = self._noise(batch, generator, noise_scale, noise=noise, num_candidates=num_candidates)
         condition = self._encode(observation)
         if given:
-            condition = torch.cat([*self._checked_features(given, batch), condition], dim=1)
+            past = [value.to(self.device, self.dtype) for value in checked_features(given, batch, self.feature_size)]
+            condition = torch.cat([*past, condition], dim=1)
         chunk = most_typical(self.propose(condition, start, generator, mirrored=mirrored))
         prediction = self.normalizer.unnormalize(ACTION, chunk)
         first = self.n_obs_steps - 1
@@ -245,11 +246,7 @@ class Policy(nn.Module):
             return self.head.sample(condition, noise, generator)
         if self.mirror is None:
             raise ValueError("mirrored is true, but this policy was made with policy.mirrored=false.")
-        if noise.shape[1] % 2:
-            raise ValueError(f"{noise.shape[1]} candidates cannot be shared by two sides: give an even number.")
-        both = [one for one in generator for _ in range(2)] if isinstance(generator, list) else generator
-        chunks = self.head.sample(self.mirror.both_observations(condition), self.mirror.both_noises(noise), both)
-        return self.mirror.all_candidates(chunks)
+        return self.mirror.sample(self.head, condition, noise, generator)
 
     @torch.inference_mode()
     def encode_step(self, obs: Observation) -> Tensor:
@@ -357,16 +354,6 @@ class Policy(nn.Module):
         """Check an observation, in the policy's type, on the device where it is."""
         given = checked_steps(self.config.observations, obs, self.n_obs_steps if steps is None else steps)
         return {key: value.to(self._type_of(key, value)) for key, value in given.items()}
-
-    def _checked_features(self, features: Sequence[Tensor | np.ndarray], batch: int) -> list[Tensor]:
-        """Check features [B, F] of the steps before those that are observed, and move them to the policy's device."""
-        shape = (batch, self.feature_size)
-        checked = [torch.as_tensor(value) for value in features]
-        for value in checked:
-            if tuple(value.shape) != shape:
-                raise ValueError(f"features of a step must have shape {list(shape)}, but have {list(value.shape)}.")
-            check_finite("features", value)
-        return [value.to(self.device, self.dtype) for value in checked]
 
     def _type_of(self, key: str, value: Tensor) -> torch.dtype:
         """Return the type in which a value is used: images of bytes stay bytes."""
