@@ -1,6 +1,7 @@
 """Checkpoints and configurations of policies that see images, and of those that do not."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import drift_policy
-from drift_policy import Policy, load_policy
+from drift_policy import Policy, build_policy, load_policy
+from drift_policy.data.normalizer import Normalizer
 from drift_policy.encoders import ObservationSpec
 from drift_policy.encoders.backbones.resnet18 import Resnet18Config
 from drift_policy.encoders.backbones.small_cnn import SmallCnnConfig
@@ -19,7 +20,7 @@ from drift_policy.serialization import CONFIG_FILE, MODEL_FILE
 from tests.helpers.image_policies import SMALL_CNN, camera, tiny_image_policy
 from tests.helpers.policies import HEAD_NAMES, tiny_config, tiny_obs, tiny_policy
 
-PRETRAINED = Path(drift_policy.__file__).parents[1] / "pretrained" / "pusht"
+OLD_CONFIG = Path(__file__).parent / "old_checkpoint" / "config.json"  # of the first pretrained Push-T policy
 TWO_CAMERAS = {"front": camera(crop=[8, 9]), "wrist": camera(9, 14, resize=[10, 12], crop=[8, 9])}
 
 
@@ -86,14 +87,23 @@ def test_a_policy_without_images_does_not_mention_them(tmp_path: Path) -> None:
     assert load_policy(folder).config == tiny_config()
 
 
-def test_the_pretrained_checkpoint_is_from_before_there_were_images() -> None:
-    values = saved_config(PRETRAINED)
+def test_a_checkpoint_from_before_there_were_images_loads(tmp_path: Path) -> None:
+    values = json.loads(OLD_CONFIG.read_text())["policy"]
     assert "image_backbone" not in values and all("crop" not in spec for spec in values["observations"].values())
-    policy = load_policy(PRETRAINED)
+    assert "kernel" not in values["head"] and not {"num_candidates", "mirrored"} & values.keys()
+    policy = build_policy(policy_config_from_mapping(values))
+    sizes = {key: (torch.zeros(1, size), torch.ones(1, size)) for key, size in policy.normalizer.sizes.items()}
+    policy.set_normalizer(Normalizer.fit({key: torch.cat(ends) for key, ends in sizes.items()}))
+    folder = policy.eval().save_pretrained(tmp_path)
+    shutil.copy(OLD_CONFIG, folder / CONFIG_FILE)
+    loaded = load_policy(folder)
+    assert (loaded.config.num_candidates, loaded.config.mirrored, loaded.mirror) == (1, False, None)
     obs = {
-        key: torch.full((1, policy.n_obs_steps, *spec.shape), 256.0) for key, spec in policy.config.observations.items()
+        key: torch.full((1, loaded.n_obs_steps, *spec.shape), 0.5) for key, spec in loaded.config.observations.items()
     }
-    assert bool(policy.predict_action(obs)["action"].isfinite().all())
+    noise = torch.randn(1, loaded.horizon, loaded.action_dim)
+    expected = policy.predict_action(obs, noise=noise)["action"]
+    assert torch.equal(loaded.predict_action(obs, noise=noise)["action"], expected) and bool(expected.isfinite().all())
 
 
 def mapping(**changes: Any) -> dict[str, Any]:
