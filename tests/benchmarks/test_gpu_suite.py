@@ -101,8 +101,9 @@ def test_preparing_keeps_windows_and_normaliser_of_the_library(tmp_path: Path) -
 def test_the_real_states_become_a_small_file(tmp_path: Path) -> None:
     prepare.main(["--output", str(tmp_path), "--tasks", "state"])
     prepared = read_prepared(prepared_path(tmp_path, "state"))
-    assert prepared.rows.shape == (23_804, 16) and prepared.observations["obs"].shape == (25_650, 20)
-    assert prepared_path(tmp_path, "state").stat().st_size < 2e6
+    # Every demonstration, and its mirror image.
+    assert prepared.rows.shape == (2 * 23_804, 16) and prepared.observations["obs"].shape == (2 * 25_650, 20)
+    assert prepared_path(tmp_path, "state").stat().st_size < 4e6
 
 
 def test_unusable_files_are_refused_with_what_to_do(folder: Path, tmp_path: Path) -> None:
