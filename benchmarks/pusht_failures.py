@@ -115,11 +115,11 @@ def intention(policy: Policy, track: Track) -> dict[str, float]:
 def draw(tracks: dict[int, Track], kinds: dict[int, str], path: Path) -> None:
     """Draw failed episodes: the path of the agent from dark to bright, the block in the end."""
     shown = sorted(kinds, key=lambda seed: (kinds[seed], seed))[:DRAWN]
-    columns = 5
+    columns = min(5, len(shown))
     figure, grid = plt.subplots(
         -(-len(shown) // columns),
         columns,
-        figsize=(13, 2.8 * -(-len(shown) // columns)),
+        figsize=(2.6 * columns, 2.8 * -(-len(shown) // columns)),
         squeeze=False,
         layout="constrained",
     )

@@ -11,7 +11,7 @@ eager         the policy as it is loaded
 compiled      with encoder.compile() and head.network.compile(); the first call compiles
 onnx          exported, in onnxruntime
 DDIM, DDPM    a diffusion head on the same network and encoder, eager, one chunk a decision
-..., best of 16  of eager and onnx on "state": 16 candidates in a decision. All other cases draw the policy's number.
+..., one candidate  of eager and onnx on "state". All other cases draw the policy's number.
 ..., robot loop  of eager and onnx: `RecedingHorizon.step` with a decision in every step, the time from the newest
               observation to its action, with all that the loop does (copy, history, decision, guard, queue). Policies
               with cameras encode the newest step in it; the step before was encoded by the decision before.
@@ -60,8 +60,7 @@ from drift_policy.serialization import load_policy
 FLOOR, EAGER, COMPILED, ONNX = "bare forward", "eager", "compiled", "onnx"
 LOOP, AHEAD = "robot loop", "step ahead"  # after the name of a case
 ONNX_LOOP = f"{ONNX}, {LOOP}"
-CANDIDATES = 16
-BEST = f"best of {CANDIDATES}"  # after the name of a case
+SINGLE = "one candidate"  # after the name of a case
 DDPM = "DDPM, 100 evaluations"
 ITERATIVE: dict[str, dict[str, Any]] = {
     "DDIM, 10 evaluations": {"sampler": "ddim", "num_inference_steps": 10},
@@ -116,7 +115,8 @@ def make_policy(observation: str) -> Policy:
 def with_diffusion(drift: Policy, settings: dict[str, Any]) -> Policy:
     """Return a diffusion policy with the encoder and the kind of network of `drift`, which draws one chunk."""
     head = {"name": "diffusion", "num_train_steps": 100, **settings}
-    policy = build_policy(policy_config_from_mapping(drift.config.to_mapping() | {"head": head, "num_candidates": 1}))
+    values = drift.config.to_mapping() | {"head": head, "num_candidates": 1, "mirrored": False}
+    policy = build_policy(policy_config_from_mapping(values))
     policy.normalizer, policy.encoder = drift.normalizer, drift.encoder
     return policy.eval()
 
@@ -162,14 +162,14 @@ def loop_cases(name: str, policy: Any, example: Arrays) -> dict[str, Case]:
     return cases
 
 
-def best_of_cases(drift: Policy, example: Arrays, threads: int, path: Path) -> dict[str, Case]:
-    """Return decisions among CANDIDATES chunks, eager and exported to `path`; arguments as in `make_cases`."""
+def single_candidate_cases(drift: Policy, example: Arrays, threads: int, path: Path) -> dict[str, Case]:
+    """Return decisions that draw one chunk, eager and exported to `path`; arguments as in `make_cases`."""
     if not path.exists():
-        export_policy(drift, path, num_candidates=CANDIDATES)
+        export_policy(drift, path, num_candidates=1)
     exported = OnnxPolicy(path, num_threads=threads, seed=0)
     return {
-        f"{EAGER}, {BEST}": (partial(drift.predict_action, example, num_candidates=CANDIDATES), None),
-        f"{ONNX}, {BEST}": (partial(exported.predict_action, example), warm_up(exported).first_ms),
+        f"{EAGER}, {SINGLE}": (partial(drift.predict_action, example, num_candidates=1), None),
+        f"{ONNX}, {SINGLE}": (partial(exported.predict_action, example), warm_up(exported).first_ms),
     }
 
 
@@ -200,7 +200,7 @@ def make_cases(observation: str, threads: int, folder: Path, compiled: bool) -> 
         if name in (EAGER, ONNX):
             cases |= loop_cases(name, policy, example)
     if observation == "state":
-        cases |= best_of_cases(drift, example, threads, folder / "best_of.onnx")
+        cases |= single_candidate_cases(drift, example, threads, folder / "single.onnx")
     return cases
 
 

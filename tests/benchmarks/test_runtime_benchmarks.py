@@ -35,8 +35,8 @@ def test_the_latency_program_writes_every_case(tmp_path: Path, monkeypatch: pyte
     content = json.loads(output.read_text())
     cases = content["threads"]["1"]["state"]
     loops = {"eager, robot loop", "onnx, robot loop"}
-    best = {"eager, best of 16", "onnx, best of 16"}
-    assert cases.keys() == {"bare forward", "eager", "onnx", *loops, *best, *runtime_latency.ITERATIVE}
+    single = {"eager, one candidate", "onnx, one candidate"}
+    assert cases.keys() == {"bare forward", "eager", "onnx", *loops, *single, *runtime_latency.ITERATIVE}
     assert all(case["p50_ms"] > 0 and case["p99_ms"] >= case["p50_ms"] for case in cases.values())
     assert all(case["calls"] >= 2 and case["after_others_ms"] > 0 for case in cases.values())
     assert [goal["goal"] for goal in content["goals_on_one_thread"]] == [
@@ -58,18 +58,18 @@ def test_the_image_policies_read_their_observations(name: str) -> None:
     assert forward().shape == (1, 1, policy.horizon, policy.action_dim)
 
 
-def test_the_best_of_cases_draw_sixteen_chunks_and_diffusion_one(tmp_path: Path) -> None:
+def test_the_single_cases_and_diffusion_draw_one_chunk(tmp_path: Path) -> None:
     policy = tiny_policy(num_candidates=3)
     example = {key: value.numpy() for key, value in tiny_obs(policy, 1).items()}
     drawn: list[int] = []
     policy.head.network.register_forward_hook(lambda _, given, output: drawn.append(output.shape[1]))
-    cases = runtime_latency.best_of_cases(policy, example, 1, tmp_path / "best_of.onnx")
-    assert cases.keys() == {"eager, best of 16", "onnx, best of 16"}
-    assert OnnxPolicy(tmp_path / "best_of.onnx").spec.num_candidates == 16
+    cases = runtime_latency.single_candidate_cases(policy, example, 1, tmp_path / "single.onnx")
+    assert cases.keys() == {"eager, one candidate", "onnx, one candidate"}
+    assert OnnxPolicy(tmp_path / "single.onnx").spec.num_candidates == 1
     drawn.clear()
     for call, _ in cases.values():
         assert call()["action_pred"].shape == (1, 6, 2)
-    assert drawn == [16]
+    assert drawn == [1]
     assert runtime_latency.bare_forward(policy, example)().shape == (1, 3, 6, 2)
     assert runtime_latency.with_diffusion(policy, {}).config.num_candidates == 1
 
