@@ -119,7 +119,7 @@ def draw(tracks: dict[int, Track], kinds: dict[int, str], path: Path) -> None:
     figure, grid = plt.subplots(
         -(-len(shown) // columns),
         columns,
-        figsize=(2.6 * columns, 2.8 * -(-len(shown) // columns)),
+        figsize=(max(7.0, 2.6 * columns), 2.8 * -(-len(shown) // columns)),
         squeeze=False,
         layout="constrained",
     )
