@@ -141,7 +141,8 @@ def make_loop(policy: Any, hz: float, mode: str) -> RecedingHorizon:
 
 def random_diffusion(drift: Policy) -> Policy:
     """Return a diffusion policy with the network and normaliser of `drift`, and random weights."""
-    policy = build_policy(policy_config_from_mapping(drift.config.to_mapping() | {"head": DIFFUSION}))
+    values = drift.config.to_mapping() | {"head": DIFFUSION, "num_candidates": 1, "mirrored": False}
+    policy = build_policy(policy_config_from_mapping(values))
     normalizer = Normalizer(drift.normalizer.sizes)
     normalizer.load_state_dict(drift.normalizer.state_dict())
     policy.set_normalizer(normalizer)
