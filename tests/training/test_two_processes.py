@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from tests.helpers.training_runs import TIMED_COLUMNS, assert_near_state, progress_of, tensors_of
-from tests.training.two_processes import LEARNED, MLP, NETWORKS, PARTS, RUNS, STOPPED_IN_UPDATE, Run, perform
+from tests.training.two_processes import LEARNED, NETWORKS, PARTS, RUNS, STOPPED_IN_UPDATE, Run, perform
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
