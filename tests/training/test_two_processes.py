@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from tests.helpers.training_runs import TIMED_COLUMNS, assert_near_state, progress_of, tensors_of
-from tests.training.two_processes import LEARNED, NETWORKS, PARTS, RUNS, STOPPED_IN_UPDATE, Run, perform
+from tests.training.two_processes import LEARNED, MLP, NETWORKS, PARTS, RUNS, STOPPED_IN_UPDATE, Run, perform
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
@@ -100,7 +100,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_two_processes_train_as_one_does(results: Results, name: str) -> None:
     assert [outcome[name]["code"] for outcome in results.outcomes] == [0, 0]
     # AdamW makes steps of rounding where a gradient is zero, as that of the keys' biases in a transformer.
-    assert_near_state(results.run(name), results.run(SAME_COURSE[name]), 1e-4)
+    assert_near_state(results.run(name), results.run(SAME_COURSE[name]), 5e-6 if RUNS[name].network is MLP else 1e-4)
 
 
 def test_accumulation_changes_the_drift_objective(results: Results) -> None:
@@ -155,7 +155,7 @@ def test_one_process_goes_on_with_what_two_began(results: Results) -> None:
         torch.manual_seed(12345)  # the resumed process starts from another random state
         outcome = perform(results.folder, name, Run(trainer, resume=True), rank=0)
         assert outcome["code"] == 0
-        assert_near_state(results.run(name), results.run("alone"), 1e-4)
+        assert_near_state(results.run(name), results.run("alone"), 5e-6)
         assert outcome["written"].count("save_scored") == (2 if trainer else 0)
 
 
@@ -163,7 +163,7 @@ def test_one_process_goes_on_with_what_two_began(results: Results) -> None:
 def test_two_processes_go_on_with_what_one_began(results: Results, name: str) -> None:
     assert [outcome[name]["code"] for outcome in results.outcomes] == [0, 0]
     assert f"resume   from step {STOPPED_IN_UPDATE + 1}" in results.outcomes[0][name]["console"]
-    assert_near_state(results.run(name), results.run("alone"), 1e-4)
+    assert_near_state(results.run(name), results.run("alone"), 5e-6)
 
 
 @pytest.mark.parametrize(
