@@ -47,6 +47,21 @@ def parse_config(kind: type[Config], values: Mapping[str, Any] | DictConfig, whe
         raise ConfigurationError(f"{key} does not fit: {_first_line(error)}") from error
 
 
+def with_defaults(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored values of the dataclass `kind` with the defaults of the fields that they lack, nested ones too.
+
+    What is no field stays, and values that fit none of its types are returned as they are: to compare, not to use.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        filled = OmegaConf.merge(OmegaConf.structured(kind, flags={"struct": False}), values)
+        return cast(dict[str, Any], OmegaConf.to_container(filled))
+    except OmegaConfBaseException:
+        return dict(values)
+
+
 def parse_choice(values: Mapping[str, Any] | DictConfig, where: str) -> tuple[str, dict[str, Any]]:
     """Split {"name": ..., other settings} into the name and the settings.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from drift_policy.config import parse_choice, parse_config
+from drift_policy.config import parse_choice, parse_config, with_defaults
 from drift_policy.encoders import ObservationSpec
 from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.encoders.backbones.resnet18 import Resnet18Config
@@ -26,7 +26,9 @@ _PARTS: dict[str, Callable[[str], Any]] = {
     "image_backbone": backbone_kind,
 }
 _OPTIONAL_PARTS = ("image_backbone",)  # a policy without cameras does not say which
+IMAGE_SETTINGS = ("image_backbone", "share_image_backbone")  # of policies with cameras alone
 _SWITCHES = ("share_image_backbone", "mirrored")
+_NOT_OF_TASKS = ("noise_scale", "num_candidates", *_SWITCHES)  # plain settings that are no sizes
 
 
 @dataclass
@@ -96,7 +98,7 @@ class PolicyConfig:
         for part in _PARTS:
             values[part] = {"name": values.pop(f"{part}_name"), **values[part]}
         if not self.has_images:
-            del values["image_backbone"], values["share_image_backbone"]
+            values = {key: value for key, value in values.items() if key not in IMAGE_SETTINGS}
         return values
 
 
@@ -128,6 +130,21 @@ def policy_config_from_mapping(values: Mapping[str, Any]) -> PolicyConfig:
         for key, spec in settings.pop("observations").items()
     }
     return PolicyConfig(observations=observations, **parts, **_typed(settings))
+
+
+def with_policy_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored settings of a policy, as `policy_config_from_mapping` takes them, with what they lack.
+
+    That is what settings that are younger than they are had been before, as for a checkpoint. Sizes are left as they
+    are, because those that are absent are the task's.
+    """
+    defaults: dict[str, Any] = {name: PolicyConfig.__dataclass_fields__[name].default for name in _NOT_OF_TASKS}
+    filled = defaults | dict(values)
+    for part, find in _PARTS.items():
+        if part in filled:
+            name, settings = parse_choice(filled[part], f"policy.{part}")
+            filled[part] = {"name": name, **with_defaults(find(name).config, settings)}
+    return filled
 
 
 def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:

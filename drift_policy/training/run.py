@@ -43,21 +43,16 @@ from drift_policy.training.display import TrainingDisplay
 from drift_policy.training.interrupt import TrainingInterruptedError
 from drift_policy.training.parallel import Processes, start_processes
 from drift_policy.training.positives import add_positives
-from drift_policy.training.run_folder import SCRIPT, check_settings, claimed_folder, record_settings, resume_command
+from drift_policy.training.run_folder import (
+    SCRIPT,
+    check_settings,
+    claimed_folder,
+    course_of_a_run,
+    record_settings,
+    resume_command,
+)
 from drift_policy.training.tracking import make_trackers
 from drift_policy.training.trainer import Evaluate, Trainer, TrainingData
-
-# Settings that may change between the parts of a resumed run, because they do not change its course.
-_FREE_SETTINGS = (
-    "resume",
-    "logger",
-    "video_episodes",
-    "evaluation",
-    "allow_download",
-    "data_path",
-    "output",
-    "plugins",
-)
 
 
 def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Path:
@@ -103,7 +98,7 @@ def _train(
     say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
     data_facts = demonstrations.describe(config.task.dataset.name)
-    settings = {**_course_of_a_run(config), "data_sha256": data_facts["sha256"]}
+    settings = {**course_of_a_run(config), "data_sha256": data_facts["sha256"]}
     with processes.agreed():
         policy, data = build_policy_and_data(config, demonstrations, processes.device)
         say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
@@ -156,7 +151,7 @@ def _train(
             "chosen_by": _choice(config, data),
         },
         "policy": {**policy.config.to_mapping(), "parameters": _num_parameters(policy)},
-        "config": _course_of_a_run(config),
+        "config": course_of_a_run(config),
         "seed": config.seed,
     }
     policy = load_policy(run_dir, trainer.policy.device)
@@ -231,11 +226,6 @@ def _make_evaluate(env: EnvConfig, config: EvaluationConfig) -> Evaluate:
     config = config.for_task(env.max_steps)
     make_env = make_env_factory(env, config.step_limit)
     return lambda policy, on_episode: rollout(policy, make_env, config, on_episode)
-
-
-def _course_of_a_run(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that determine the course of a run."""
-    return {key: value for key, value in asdict(config).items() if key not in _FREE_SETTINGS}
 
 
 def _describe_policy(policy: Policy) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from drift_policy import load_policy
@@ -95,6 +96,50 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
     train(point_training(tmp_path), [], QUIET)
     with pytest.raises(ConfigurationError, match=r"trainer\.batch_size"):
         train(point_training(tmp_path, resume=True, trainer={"batch_size": 8}), [], QUIET)
+
+
+def test_a_run_that_is_older_than_some_settings_is_resumed_as_it_was(tmp_path: Path) -> None:
+    policy = {
+        "num_candidates": 1,
+        "mirrored": False,
+        "head": {"name": "drift", "kernel": "affinity", "regression_steps": None},
+        "network": {"name": "mlp", "width": 16, "depth": 1, "dropout": 0.0},
+        "image_backbone": {"name": "small_cnn"},  # of no use to a policy without cameras
+    }
+    run = train(point_training(tmp_path, policy=policy), [], QUIET)
+    settings = OmegaConf.load(run / "config.yaml")
+    for name in ("symmetry", "kernel", "dropout", "mirrored", "num_candidates", "constant_range"):
+        del settings["task"][name]
+    for name in ("neighbours", "time_shifts", "positive_copies", "observation_noise", "betas"):
+        del settings["trainer"][name]
+    for name in ("num_candidates", "mirrored", "image_backbone"):
+        del settings["policy"][name]
+    del settings["task"]["env"]["phases"], settings["task"]["observations"]["obs"]["crop"]
+    del settings["rollout"]["mirrored"]
+    del settings["policy"]["head"]["kernel"], settings["policy"]["network"]["dropout"]
+    OmegaConf.save(settings, run / "config.yaml")
+    train(point_training(tmp_path, policy=policy, resume=True), [], QUIET)
+
+    policy["head"]["kernel"] = "energy"  # type: ignore[index]  # a mapping
+    with pytest.raises(ConfigurationError, match=r"other values of policy\.head\.kernel, trainer\.time_shifts\."):
+        train(point_training(tmp_path, policy=policy, resume=True, trainer={"time_shifts": 1}), [], QUIET)
+
+
+@pytest.mark.parametrize("part", ["trainer", "policy.head"])
+def test_settings_that_exist_no_more_are_not_resumed(tmp_path: Path, part: str) -> None:
+    run = train(point_training(tmp_path), [], QUIET)
+    settings = OmegaConf.load(run / "config.yaml")
+    OmegaConf.update(settings, f"{part}.removed", 3)
+    OmegaConf.save(settings, run / "config.yaml")
+    with pytest.raises(ConfigurationError, match=rf"other values of {part}\.removed\."):
+        train(point_training(tmp_path, resume=True), [], QUIET)
+
+
+def test_stored_settings_that_are_none_are_reported(tmp_path: Path) -> None:
+    run = train(point_training(tmp_path), [], QUIET)
+    (run / "config.yaml").write_text("- 1\n")
+    with pytest.raises(CheckpointError, match="holds no settings"):
+        train(point_training(tmp_path, resume=True), [], QUIET)
 
 
 def test_resume_on_other_demonstrations_is_refused(tmp_path: Path) -> None:
