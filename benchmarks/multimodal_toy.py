@@ -9,7 +9,7 @@ trains in a minute and writes manifest.json and samples.png to runs/multimodal_t
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,11 @@ class ToyConfig:
         require(self.demonstration_noise >= 0, f"demonstration_noise is {self.demonstration_noise}: negative.")
         require(self.num_steps >= 1 and self.batch_size >= 1, "num_steps and batch_size must be at least 1.")
         require(self.learning_rate > 0, f"learning_rate must be positive, but is {self.learning_rate}.")
+
+
+def recorded_settings(config: ToyConfig) -> dict[str, Any]:
+    """Return what decides a training: all but where it is written to."""
+    return {name: value for name, value in asdict(config).items() if name not in ("name", "output")}
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,7 @@ def draw_samples(samples: Tensor, targets: Tensor, path: Path) -> None:
 
 def run(config: ToyConfig, overrides: list[str], console: Console) -> dict[str, Any]:
     """Train, measure, write manifest and picture; return the manifest."""
+    facts = describe_run("-m benchmarks.multimodal_toy", overrides)  # of the start
     torch.manual_seed(config.seed)
     rng = torch.Generator().manual_seed(config.seed)
     policy = make_policy(config)
@@ -167,13 +173,14 @@ def run(config: ToyConfig, overrides: list[str], console: Console) -> dict[str, 
     samples = policy.eval().sample_actions({"obs": obs}, EVAL_SAMPLES, generator=rng)
     metrics = measure(samples, targets)
     manifest = {
-        **describe_run("-m benchmarks.multimodal_toy", overrides),
+        **facts,
         "task": "multimodal_toy",
         "seed": config.seed,
         "training": {"steps": config.num_steps, "seconds": seconds},
         "policy": policy.config.to_mapping(),
         "num_modes": config.num_modes,
         "demonstration_noise": config.demonstration_noise,
+        "config": recorded_settings(config),
         "evaluation": {
             "observations": EVAL_OBSERVATIONS,
             "samples": EVAL_SAMPLES,

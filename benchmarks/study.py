@@ -7,7 +7,8 @@
 A question is a file configs/study/question/<name>.yaml that names its variants: lists of settings of the program that
 runs the task; "pusht:setting=value" is for that task alone. Every run is a real command line and leaves
 results/study/<question>/<task>/<variant>_seed<seed>.json; what was run with the same settings is skipped, and a run
-that another question made (the default, which most questions ask about) is taken from there.
+that another question made (the default, which most questions ask about) is taken from there. Both only if the command
+would make the same run today: defaults change, and checkpoints are replaced (`study_reuse`).
 `python -m benchmarks.study_report` draws the tables and plots of docs/study.md.
 """
 
@@ -24,6 +25,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.study_reuse import EVALUATION, TRAINING, what_changed
 from drift_policy.cli import command_line, resolved
 from drift_policy.config import parse_config
 from drift_policy.errors import ConfigurationError, UserError
@@ -35,7 +37,6 @@ def choices(values: Iterable[Any]) -> str:
     return ",".join(str(value) for value in values)
 
 
-TRAINING, EVALUATION = "train_policy.py", "eval_policy.py"
 OmegaConf.register_new_resolver("choices", choices, replace=True)
 
 
@@ -106,16 +107,15 @@ def run(config: StudyConfig, question: str) -> Path:
     Raises:
         UserError: the program failed; its output stands above.
     """
-    folder = Path(config.results)
-    file = folder / question / config.task / f"{config.variant}_seed{config.seed}.json"
+    file = Path(config.results) / question / config.task / f"{config.variant}_seed{config.seed}.json"
     arguments = command(config, question)
-    for known in (file, *sorted(folder.glob(f"*/{config.task}/*_seed{config.seed}.json"))):
-        manifest = json.loads(known.read_text()) if known.exists() else {"command": ""}
-        if _settings(shlex.split(manifest["command"])) == _settings(["python", *arguments]):
-            print(f"have     {known}")
-            if known != file:
-                write_json(file, manifest | {"study": {"question": question, "variant": config.variant}})
-            return file
+    found = _made_before(config, file, arguments)
+    if found is not None:
+        known, manifest = found
+        print(f"have     {known}")
+        if known != file:
+            write_json(file, manifest | {"study": {"question": question, "variant": config.variant}})
+        return file
     print(f"run      python {shlex.join(arguments)}", flush=True)
     finished = subprocess.run([sys.executable, *arguments], check=False)
     if finished.returncode:
@@ -124,6 +124,21 @@ def run(config: StudyConfig, question: str) -> Path:
     manifest |= {"seed": config.seed, "study": {"question": question, "variant": config.variant}}
     write_json(file, manifest)
     return file
+
+
+def _made_before(config: StudyConfig, file: Path, arguments: Sequence[str]) -> tuple[Path, dict[str, Any]] | None:
+    """Return the result of a run of this command that still counts, of this question or another, and where it is."""
+    program = config.budgets[config.task].program
+    others = sorted(Path(config.results).glob(f"*/{config.task}/*_seed{config.seed}.json"))
+    for known in dict.fromkeys([file, *others]):
+        manifest = json.loads(known.read_text()) if known.exists() else {"command": ""}
+        if _settings(shlex.split(manifest["command"])) != _settings(["python", *arguments]):
+            continue
+        changed = what_changed(manifest, program, arguments[len(shlex.split(program)) :])
+        if not changed:
+            return known, manifest
+        print(f"stale    {known}: its command makes another run today ({', '.join(changed)})")
+    return None
 
 
 def _settings(arguments: Sequence[str]) -> list[str]:

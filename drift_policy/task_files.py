@@ -29,7 +29,7 @@ def load_task(tasks: Path, name: object) -> TaskConfig:
         raise CheckpointError(
             f"The policy was trained on the task {name!r:.80}, which is not one of {', '.join(known)}."
         )
-    with _hydra_in(tasks):
+    with hydra_in(tasks):
         task = cast(dict[str, Any], OmegaConf.to_container(compose(name), resolve=True))
     return parse_config(TaskConfig, task, "task")
 
@@ -47,7 +47,7 @@ def task_env(tasks: Path, name: object) -> EnvConfig:
 
 
 @contextmanager
-def _hydra_in(folder: Path) -> Iterator[None]:
+def hydra_in(folder: Path) -> Iterator[None]:
     """Let Hydra compose the files of a folder, also inside a program that Hydra runs in another one."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()

@@ -1,5 +1,6 @@
 """The evaluation command: roll a checkpoint out, print its score, record every episode, film it."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from drift_policy.evaluation.video import film_rollouts
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
-from drift_policy.serialization import load_policy, resolve_checkpoint
+from drift_policy.serialization import MODEL_FILE, load_policy, resolve_checkpoint
 from drift_policy.task import EnvConfig, TaskConfig, env_for_data, load_demonstrations, make_env_factory
 from drift_policy.task_files import load_task
 
@@ -70,10 +71,7 @@ def evaluate(
     task = _trained_task(policy, folder, tasks) if config.task is None else config.task
     output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
     console.print(f"policy   {folder}, trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
-    facts = {
-        **describe_run(SCRIPT, overrides),
-        "checkpoint": {**policy.metadata, "folder": folder.name, "policy": policy.config.to_mapping()},
-    }
+    facts = {**describe_run(SCRIPT, overrides), "checkpoint": checkpoint_facts(policy, folder)}
     if task.env is None:
         return _evaluate_open_loop(policy, task, config, facts, output, console)
     if config.data_path is not None:
@@ -88,6 +86,13 @@ def evaluate(
         write_artifacts(policy, env, config.evaluation, output, config.video_episodes, console)
     console.print(f"written  {output / 'manifest.json'}", highlight=False)
     return result
+
+
+def checkpoint_facts(policy: Policy, folder: Path) -> dict[str, Any]:
+    """Return what a manifest records of the checkpoint in `folder`; its hash tells it from others of that name."""
+    with (folder / MODEL_FILE).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {**policy.metadata, "folder": folder.name, "policy": policy.config.to_mapping(), "sha256": digest}
 
 
 def env_of_checkpoint(policy: Policy, env: EnvConfig) -> EnvConfig:

@@ -1,20 +1,32 @@
 """The study: real runs through its command line, what is done is skipped, the report shows what files say."""
 
 import json
+import shlex
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from benchmarks import study as study_module
 from benchmarks import study_report
+from benchmarks.multimodal_toy import ToyConfig, make_policy, recorded_settings
 from benchmarks.study import Budget, Question, StudyConfig, command
+from benchmarks.study_reuse import EVALUATION, TOY, TRAINING, what_changed
 from drift_policy.cli import resolved
 from drift_policy.config import parse_config
 from drift_policy.errors import ConfigurationError
+from drift_policy.evaluation.evaluate import checkpoint_facts
+from drift_policy.manifest import write_json
 from drift_policy.policy_config import policy_config_from_mapping
 from drift_policy.training.config import TrainConfig
+from drift_policy.training.run_folder import course_of_a_run
 from tests.helpers import programs
+from tests.helpers.policies import tiny_policy
 
 
 def config(**settings: object) -> StudyConfig:
@@ -81,6 +93,91 @@ def test_sweep_runs_once_and_is_skipped_afterwards(tmp_path: Path) -> None:
         (tmp_path / "results" / "per_time_step" / "multimodal_toy" / "energy_chunk_seed3.json").read_text()
     )
     assert taken == manifest | {"study": {"question": "per_time_step", "variant": "energy_chunk"}}
+
+
+TRAINING_ARGUMENTS = ["task=pusht", "policy.network.width=16", "evaluation.n_episodes=3", "name=one"]
+
+
+def manifest_of_a_training() -> dict[str, Any]:
+    with initialize_config_dir(str(programs.ROOT / "configs"), version_base="1.3"):
+        trained = parse_config(TrainConfig, resolved(compose("train", TRAINING_ARGUMENTS)))
+    sizes = {"action_dim": 2, "observations": {"obs": {"kind": "state", "shape": [20]}}}
+    manifest = {
+        "config": course_of_a_run(trained),
+        "policy": {**policy_config_from_mapping({**trained.policy, **sizes}).to_mapping(), "parameters": 5},
+        "evaluation": {"protocol": asdict(trained.evaluation.for_task(300))},
+    }
+    return json.loads(json.dumps(manifest))  # type: ignore[no-any-return]  # what json gives back
+
+
+def test_a_training_counts_while_its_command_composes_the_same_run() -> None:
+    manifest = manifest_of_a_training()
+    assert what_changed(manifest, TRAINING, TRAINING_ARGUMENTS) == []
+    assert what_changed(manifest, TRAINING, [*TRAINING_ARGUMENTS[:-1], "name=other"]) == []
+    # Settings that are younger than the run were at their defaults.
+    del manifest["config"]["trainer"]["time_shifts"], manifest["config"]["policy"]["head"]["regression_steps"]
+    del manifest["policy"]["head"]["regression_steps"]
+    assert what_changed(manifest, TRAINING, TRAINING_ARGUMENTS) == []
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("config.trainer.learning_rate", "trainer.learning_rate"),
+        ("config.policy.num_candidates", "policy.num_candidates"),
+        ("config.task.symmetry", "task.symmetry"),
+        ("policy.noise_scale", "policy.noise_scale"),
+        ("policy.head.name", "policy"),
+        ("evaluation.protocol.policy_seed", "evaluation.policy_seed"),
+    ],
+)
+def test_a_training_of_other_defaults_is_stale(place: str, expected: str) -> None:
+    manifest = OmegaConf.create(manifest_of_a_training())
+    OmegaConf.update(manifest, place, 4)
+    recorded = OmegaConf.to_container(manifest)
+    assert isinstance(recorded, dict)
+    assert what_changed(recorded, TRAINING, TRAINING_ARGUMENTS) == [expected]  # type: ignore[arg-type]  # keys are names
+
+
+def test_an_evaluation_counts_while_its_checkpoint_is_there(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    arguments = [f"ckpt={policy.save_pretrained(tmp_path / 'policy')}", "evaluation.n_episodes=3"]
+    facts = checkpoint_facts(policy, tmp_path / "policy")
+    manifest = {"checkpoint": facts, "evaluation": {"protocol": {"n_episodes": 3, "max_steps": 300}}}
+    assert what_changed(manifest, EVALUATION, arguments) == []
+    first = {"checkpoint": {key: value for key, value in facts.items() if key != "sha256"}}
+    assert what_changed(first, EVALUATION, arguments) == ["checkpoint.sha256"]
+    with torch.no_grad():
+        next(policy.head.parameters()).add_(1)
+    policy.save_pretrained(tmp_path / "policy")
+    assert what_changed(manifest, EVALUATION, arguments) == ["checkpoint.sha256"]
+    policy.config.num_candidates = 3
+    policy.save_pretrained(tmp_path / "policy")
+    assert what_changed(manifest, EVALUATION, arguments) == ["checkpoint.policy", "checkpoint.sha256"]
+
+
+def test_a_toy_counts_while_its_policy_and_settings_are_the_same() -> None:
+    arguments = ["policy.head.kernel=energy", "num_steps=2"]
+    with initialize_config_dir(str(programs.ROOT / "configs"), version_base="1.3"):
+        toy = parse_config(ToyConfig, resolved(compose("multimodal_toy", [*arguments, "name=toy"])))
+    manifest = {"policy": make_policy(toy).config.to_mapping(), "config": recorded_settings(toy)}
+    assert what_changed(manifest, TOY, [*arguments, "name=toy"]) == []
+    assert what_changed({"policy": manifest["policy"]}, TOY, [*arguments, "name=toy"]) == []
+    changed = ["policy.head.kernel=affinity", "num_steps=3", "name=toy"]
+    assert what_changed(manifest, TOY, changed) == ["num_steps", "policy.head"]
+
+
+def test_a_stale_run_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    study = config(results=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+    made = shlex.join(["python", *command(study, "q")])
+    write_json(tmp_path / "results/q/toy/wide_seed7.json", {"command": made, "of": "earlier"})
+    write_json(tmp_path / "runs/q/toy/wide_seed7/manifest.json", {"command": made, "of": "now"})
+    monkeypatch.setattr(study_module, "what_changed", lambda *_: ["task.kernel"])
+    monkeypatch.setattr(study_module.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    file = study_module.run(study, "q")
+    printed = capsys.readouterr().out
+    assert printed.count("stale ") == 1 and "task.kernel" in printed and "run " in printed
+    assert json.loads(file.read_text())["of"] == "now"
 
 
 def test_report_shows_what_the_files_say(tmp_path: Path) -> None:
