@@ -11,6 +11,16 @@ from drift_policy.heads import Generators
 from drift_policy.inputs import check_finite
 
 
+def takes_both_sides(number: int, mirrored: bool) -> bool:
+    """Return whether half of the candidates of a decision answer to the mirror image: one alone never does."""
+    return mirrored and number > 1
+
+
+def can_be_halved(number: int) -> bool:
+    """Return whether an observation and its mirror image can have equally many of the candidates."""
+    return number % 2 == 0
+
+
 def most_typical(chunks: Tensor) -> Tensor:
     """Return of every observation the candidate in the densest place, [B, Tp, Da].
 

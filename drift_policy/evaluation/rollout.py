@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
+from drift_policy.candidates import can_be_halved, takes_both_sides
 from drift_policy.errors import CheckpointError, ConfigurationError, require
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
 from drift_policy.evaluation.statistics import Interval, mean_interval, success_interval
@@ -24,6 +25,7 @@ MakeEnv = Callable[[], gym.Env[Any, Any]]
 class EvaluationConfig:
     """Which episodes are rolled out, and how. The defaults are Diffusion Policy's test protocol."""
 
+    section: ClassVar[str] = "evaluation"  # where these settings stand in a configuration, for messages
     n_episodes: int = 50  # episodes, one seed each
     start_seed: int = 100000  # seed of the first episode; the others follow one by one
     max_steps: int | None = None  # environment steps after which an episode ends; null is the task's number
@@ -47,7 +49,9 @@ class EvaluationConfig:
             ConfigurationError: none was set and no task was asked.
         """
         if self.max_steps is None:
-            raise ConfigurationError("evaluation.max_steps has no value: set it, or take the task's with for_task.")
+            raise ConfigurationError(
+                f"{self.section}.max_steps has no value: set it, or take the task's with for_task."
+            )
         return self.max_steps
 
     def check_fits(self, policy: Policy) -> None:
@@ -60,23 +64,23 @@ class EvaluationConfig:
         is_mirrored = policy.config.mirrored if self.mirrored is None else self.mirrored
         require(
             not is_mirrored or policy.mirror is not None,
-            "evaluation.mirrored=true needs a policy that was trained with policy.mirrored=true: leave it out.",
+            f"{self.section}.mirrored=true needs a policy that was trained with policy.mirrored=true: leave it out.",
         )
         require(
-            not is_mirrored or number == 1 or number % 2 == 0,
-            f"evaluation.num_candidates={number} cannot be shared by an observation and its mirror image: give an "
-            "even number, or evaluation.mirrored=false.",
+            not takes_both_sides(number, is_mirrored) or can_be_halved(number),
+            f"{self.section}.num_candidates={number} cannot be shared by an observation and its mirror image: give an "
+            f"even number, or {self.section}.mirrored=false.",
         )
 
     def __post_init__(self) -> None:
         for name in ("n_episodes", "max_steps", "n_envs", "decision_batch_size", "num_candidates"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigurationError(f"evaluation.{name} must be at least 1, but is {value}.")
-        if self.start_seed < 0 or self.policy_seed < 0:
-            raise ConfigurationError("evaluation.start_seed and evaluation.policy_seed must not be negative.")
-        if self.noise_scale is not None and self.noise_scale < 0:
-            raise ConfigurationError(f"evaluation.noise_scale must not be negative, but is {self.noise_scale}.")
+                raise ConfigurationError(f"{self.section}.{name} must be at least 1, but is {value}.")
+        for name in ("start_seed", "policy_seed", "noise_scale"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigurationError(f"{self.section}.{name} must not be negative, but is {value}.")
 
 
 @dataclass(frozen=True)

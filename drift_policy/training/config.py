@@ -1,13 +1,22 @@
 """Configuration of a training run. Every field has a YAML counterpart under configs/."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from drift_policy.errors import require
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.task import TaskConfig
 from drift_policy.training.logger_config import LoggerConfig
 from drift_policy.training.trainer_config import TrainerConfig
+
+
+@dataclass
+class RolloutConfig(EvaluationConfig):
+    """Rollouts while training, to choose checkpoints: on twice the episodes of a test, from other start states."""
+
+    section: ClassVar[str] = "rollout"
+    n_episodes: int = 100
+    start_seed: int = 200000
 
 
 @dataclass
@@ -19,9 +28,7 @@ class TrainConfig:
     name: str  # the run's folder is <output>/<task>/<name>
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    rollout: EvaluationConfig = field(
-        default_factory=lambda: EvaluationConfig(n_episodes=100, start_seed=200000)
-    )  # while training
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)  # while training
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # at the end, the reported score
     seed: int = 0  # seed of weights, data order and noise
     device: str = "auto"  # "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one

@@ -88,13 +88,12 @@ def _train(
     overrides: Sequence[str],
     console: Console,
 ) -> None:
+    started = describe_run(SCRIPT, overrides)  # now: the checkout may move on while the run goes on
     say = partial(console.print, highlight=False)
     say(f"run      {run_dir}")
     with processes.main_first():
         demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
-    env = None if config.task.env is None else env_for_data(config.task.env, demonstrations.environment)
-    if env is not None:
-        make_env_factory(env, env.max_steps)().close()  # errors before hours of training, not after
+    env = _environment(config, demonstrations)
     say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
     data_facts = demonstrations.describe(config.task.dataset.name)
@@ -103,6 +102,7 @@ def _train(
         policy, data = build_policy_and_data(config, demonstrations, processes.device)
         say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
         say(f"choice   checkpoints by {_choice(config, data)}")
+        _check_measurements(config, policy)
         add_positives(data.train, policy, config.trainer, console)
         if config.resume:
             check_settings(run_dir, settings)
@@ -126,34 +126,10 @@ def _train(
         record_settings(run_dir, settings)
     if processes.is_main:
         trainer.trackers = make_trackers(config.logger, run_dir, settings, trainer.state.step)
-    try:
-        trainer.run()
-    except TrainingInterruptedError:
-        if not processes.is_main:
-            sys.exit(RunStoppedError.exit_code)  # the first process tells the user
-        raise RunStoppedError(
-            f"Stopped at step {trainer.state.step}; everything is saved. Go on with: {resume_command(overrides)}"
-        ) from None
-
+    _run_to_the_end(trainer, processes, overrides)
     if not processes.is_main:
         return
-    facts = {
-        **describe_run(SCRIPT, overrides),
-        "task": config.task.name,
-        "data": data_facts,
-        "train_windows": len(data.train),
-        "training": {
-            "steps": trainer.state.step,
-            "seconds": trainer.state.training_s,
-            "samples_per_s": trainer.state.step * config.trainer.batch_size / max(trainer.state.training_s, 1e-9),
-            "processes": processes.size,
-            "checkpoints": [asdict(entry) for entry in trainer.state.best],
-            "chosen_by": _choice(config, data),
-        },
-        "policy": {**policy.config.to_mapping(), "parameters": _num_parameters(policy)},
-        "config": course_of_a_run(config),
-        "seed": config.seed,
-    }
+    facts = {**started, "task": config.task.name, "data": data_facts, **_facts(config, trainer, processes, data)}
     policy = load_policy(run_dir, trainer.policy.device)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", f"{config.task.name}/{config.name}")
     if env is not None:
@@ -163,6 +139,52 @@ def _train(
     for tracker in trainer.trackers:
         tracker.finish()
     say(f"written  {run_dir}: manifest.json, metrics.csv, curves.png, checkpoints/")
+
+
+def _environment(config: TrainConfig, demonstrations: Demonstrations) -> EnvConfig | None:
+    """Return the environment of the run, if there is one: it was made once, for errors before hours of training."""
+    if config.task.env is None:
+        return None
+    env = env_for_data(config.task.env, demonstrations.environment)
+    make_env_factory(env, env.max_steps)().close()
+    return env
+
+
+def _check_measurements(config: TrainConfig, policy: Policy) -> None:
+    """Refuse measurements that this policy cannot give, before hours of training and not after."""
+    config.evaluation.check_fits(policy)
+    if config.task.env is not None and config.trainer.rollout_every:
+        config.rollout.check_fits(policy)
+
+
+def _run_to_the_end(trainer: Trainer, processes: Processes, overrides: Sequence[str]) -> None:
+    try:
+        trainer.run()
+    except TrainingInterruptedError:
+        if not processes.is_main:
+            sys.exit(RunStoppedError.exit_code)  # the first process tells the user
+        raise RunStoppedError(
+            f"Stopped at step {trainer.state.step}; everything is saved. Go on with: {resume_command(overrides)}"
+        ) from None
+
+
+def _facts(config: TrainConfig, trainer: Trainer, processes: Processes, data: TrainingData) -> dict[str, Any]:
+    """Return what a manifest records of a training that ended, beside its start and its data."""
+    state, policy = trainer.state, trainer.policy
+    return {
+        "train_windows": len(data.train),
+        "training": {
+            "steps": state.step,
+            "seconds": state.training_s,
+            "samples_per_s": state.step * config.trainer.batch_size / max(state.training_s, 1e-9),
+            "processes": processes.size,
+            "checkpoints": [asdict(entry) for entry in state.best],
+            "chosen_by": _choice(config, data),
+        },
+        "policy": {**policy.config.to_mapping(), "parameters": _num_parameters(policy)},
+        "config": course_of_a_run(config),
+        "seed": config.seed,
+    }
 
 
 def build_policy_and_data(

@@ -13,11 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from drift_policy.config import with_defaults
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
-from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.policy_config import IMAGE_SETTINGS, with_policy_defaults
 from drift_policy.task import TaskConfig
 from drift_policy.training.checkpoint import CheckpointStore
-from drift_policy.training.config import TrainConfig
+from drift_policy.training.config import RolloutConfig, TrainConfig
 from drift_policy.training.parallel import launch_command
 from drift_policy.training.trainer_config import TrainerConfig
 
@@ -116,7 +115,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
 
 def _completed(settings: Any) -> dict[str, Any]:
     """Fill in the defaults of settings that were not stored, and leave out those of images where there are none."""
-    kinds = {"task": TaskConfig, "trainer": TrainerConfig, "rollout": EvaluationConfig}
+    kinds = {"task": TaskConfig, "trainer": TrainerConfig, "rollout": RolloutConfig}
     filled = {
         key: with_defaults(kinds[key], value) if key in kinds and isinstance(value, dict) else value
         for key, value in settings.items()

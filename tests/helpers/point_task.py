@@ -9,7 +9,7 @@ from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.task import ColumnConfig, DatasetConfig, EnvConfig, ObservationConfig, TaskConfig
-from drift_policy.training.config import TrainConfig, TrainerConfig
+from drift_policy.training.config import RolloutConfig, TrainConfig, TrainerConfig
 from tests.helpers.point_env import ID
 
 
@@ -70,7 +70,7 @@ def point_training(folder: Path, **changes: Any) -> TrainConfig:
         },
         "name": "test",
         "trainer": TrainerConfig(**trainer),
-        "rollout": EvaluationConfig(n_episodes=3, start_seed=500, max_steps=12),
+        "rollout": RolloutConfig(n_episodes=3, start_seed=500, max_steps=12),
         "evaluation": EvaluationConfig(n_episodes=4, max_steps=12),
         "output": str(folder / "runs"),
         "data_path": str(data),

@@ -1,14 +1,20 @@
 """Settings of training that cannot work are refused in words, before anything is written."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 
+from drift_policy import manifest
 from drift_policy.errors import ConfigurationError
+from drift_policy.evaluation.rollout import EvaluationConfig
+from drift_policy.training import run as run_module
+from drift_policy.training.config import RolloutConfig
 from drift_policy.training.ema import Ema
 from drift_policy.training.parallel import Processes, start_processes
 from drift_policy.training.run import train
@@ -16,9 +22,17 @@ from drift_policy.training.trainer_config import PLACEMENTS, PRECISIONS, SHARDIN
 from drift_policy.training.update import PolicyUpdate
 from tests.helpers.point_task import point_training
 from tests.helpers.policies import tiny_policy
+from tests.helpers.training_runs import stop_before_step
 
 QUIET = Console(quiet=True)
 CPU = torch.device("cpu")
+PARTS: dict[str, Any] = {"head": {"name": "drift"}, "network": {"name": "mlp", "width": 16, "depth": 1}}
+
+
+def mirrored_walks(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Swap the two coordinates of every position."""
+    observation = columns["observation"][:, [1, 0, 3, 2]]
+    return columns | {"observation": observation, "action": columns["action"][:, [1, 0]]}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +49,46 @@ def test_settings_that_do_not_fit_the_machine_or_each_other(
     with pytest.raises(ConfigurationError, match=expected):
         train(point_training(tmp_path, trainer=trainer), [], QUIET)
     assert not (tmp_path / "runs/point/test/checkpoints").exists()
+
+
+@pytest.mark.parametrize("section", ["evaluation", "rollout"])
+def test_measurements_that_the_policy_cannot_give_are_refused_before_it_is_trained(
+    tmp_path: Path, section: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "find_symmetry", lambda _: mirrored_walks)
+    config = point_training(tmp_path, policy=PARTS | {"mirrored": True, "num_candidates": 2})
+    config.task.symmetry = "replaced:above"
+    getattr(config, section).num_candidates = 5
+    with pytest.raises(ConfigurationError, match=rf"{section}\.num_candidates=5 cannot .*or {section}\.mirrored=false"):
+        train(config, [], QUIET)
+    assert not (tmp_path / "runs/point/test/checkpoints").exists()
+    plain = point_training(tmp_path)
+    getattr(plain, section).mirrored = True
+    with pytest.raises(ConfigurationError, match=rf"{section}\.mirrored=true needs a policy"):
+        train(plain, [], QUIET)
+
+
+def test_rollouts_that_are_never_made_are_not_checked(tmp_path: Path) -> None:
+    config = point_training(tmp_path, trainer={"rollout_every": 0, "num_steps": 1})
+    config.rollout.mirrored = True
+    train(config, [], QUIET)
+
+
+def test_settings_of_rollouts_are_named_as_such() -> None:
+    with pytest.raises(ConfigurationError, match=r"^rollout\.n_envs must be at least 1, but is 0"):
+        RolloutConfig(n_envs=0)
+    with pytest.raises(ConfigurationError, match=r"^evaluation\.start_seed must not be negative, but is -1"):
+        EvaluationConfig(start_seed=-1)
+    assert (RolloutConfig().n_episodes, RolloutConfig().start_seed) == (100, 200000)
+
+
+def test_the_manifest_tells_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commits = ["at the start"]
+    monkeypatch.setattr(manifest, "_commit", lambda: commits[-1])
+    stop_before_step(monkeypatch, 3, lambda: commits.append("while it runs"))
+    run = train(point_training(tmp_path, trainer={"num_steps": 5, "rollout_every": 0}), [], QUIET)
+    assert len(commits) == 2
+    assert json.loads((run / "manifest.json").read_text())["commit"] == "at the start"
 
 
 def update_of(processes: Processes, **settings: Any) -> PolicyUpdate:

@@ -20,7 +20,7 @@ from drift_policy.errors import UserError
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.training import run as run_module
 from drift_policy.training.checkpoint import CheckpointStore
-from drift_policy.training.config import TrainConfig
+from drift_policy.training.config import RolloutConfig, TrainConfig
 from drift_policy.training.run import train
 from tests.helpers.point_task import point_training
 from tests.helpers.training_runs import stop_before_step
@@ -79,7 +79,7 @@ def training(folder: Path, name: str, run: Run, **trainer: Any) -> TrainConfig:
         name=run.folder or name,
         policy={"head": head, "network": run.network},
         trainer=settings | run.trainer | trainer,
-        rollout=EvaluationConfig(n_episodes=2, start_seed=500, max_steps=4),
+        rollout=RolloutConfig(n_episodes=2, start_seed=500, max_steps=4),
         evaluation=EvaluationConfig(n_episodes=1, max_steps=4),
         resume=run.resume,
     )
