@@ -213,6 +213,7 @@ def _run(
     around: Surroundings,
     draw: Callable[[Network, int], None] | None,
 ) -> None:
+    started = describe_run(around.script, around.overrides)  # now: the checkout may move on while the run goes on
     run_dir, processes = run_folder(config), objective.processes
     settings = course_of(config, samples.facts)
     if config.resume:
@@ -244,19 +245,20 @@ def _run(
             f"Stopped at step {loop.state.step}; everything is saved. Go on with the same command and resume=true."
         ) from None
     if processes.is_main:
-        _finish(config, samples, loop, settings, around)
+        _finish(config, samples, loop, started, settings, around)
 
 
 def _finish(
     config: GeneratorTrainConfig | MaeTrainConfig,
     samples: RealSamples,
     loop: TrainingLoop[Any, Any],
+    started: dict[str, Any],
     settings: dict[str, Any],
     around: Surroundings,
 ) -> None:
     run_dir, state = run_folder(config), loop.state
     manifest = {
-        **describe_run(around.script, around.overrides),
+        **started,
         "data": samples.facts,
         "training": {
             "steps": state.step,
