@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from drift_policy.candidates import can_be_halved
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.heads import ActionHead, Generators
 
@@ -75,7 +76,7 @@ class Mirror(nn.Module):
             ValueError: N is odd.
             CheckpointError: neither `fit` nor a checkpoint gave the maps.
         """
-        if noise.shape[1] % 2:
+        if not can_be_halved(noise.shape[1]):
             raise ValueError(f"{noise.shape[1]} candidates cannot be shared by two sides: give an even number.")
         both = [one for one in generator for _ in range(2)] if isinstance(generator, list) else generator
         return self.all_candidates(head.sample(self.both_observations(condition), self.both_noises(noise), both))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drift_policy.candidates import checked_noise, draw_noise, most_typical
+from drift_policy.candidates import checked_noise, draw_noise, most_typical, takes_both_sides
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.demonstrated import OBSERVATION_NOISE, PositiveNoise, demonstrated, draw_augmentation
 from drift_policy.encoders import ObservationEncoder
@@ -242,7 +242,7 @@ class Policy(nn.Module):
             CheckpointError: its mirror was never set.
         """
         is_mirrored = self.config.mirrored if mirrored is None else mirrored
-        if not is_mirrored or noise.shape[1] == 1:
+        if not takes_both_sides(noise.shape[1], is_mirrored):
             return self.head.sample(condition, noise, generator)
         if self.mirror is None:
             raise ValueError("mirrored is true, but this policy was made with policy.mirrored=false.")

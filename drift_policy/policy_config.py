@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from drift_policy.candidates import can_be_halved
 from drift_policy.config import parse_choice, parse_config, with_defaults
 from drift_policy.encoders import ObservationSpec
 from drift_policy.encoders.backbones import backbone_kind
@@ -82,7 +83,7 @@ class PolicyConfig:
             return
         require(not self.has_images, "policy.mirrored=true is for observations without images: set it to false.")
         require(
-            self.num_candidates % 2 == 0,
+            can_be_halved(self.num_candidates),
             f"policy.mirrored=true takes half of the candidates from each side, so policy.num_candidates must be even, "
             f"but is {self.num_candidates}: change it, or set policy.mirrored=false.",
         )

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from drift_policy.candidates import most_typical
+from drift_policy.candidates import can_be_halved, most_typical, takes_both_sides
 from drift_policy.errors import ConfigurationError, UserError, require
 from drift_policy.policy import Policy
 from drift_policy.policy_config import ACTION
@@ -117,6 +117,11 @@ def export_policy(
     spec = describe_policy(policy)
     if num_candidates is not None:
         require(num_candidates >= 1, f"num_candidates must be at least 1, but is {num_candidates}.")
+        require(
+            not takes_both_sides(num_candidates, policy.config.mirrored) or can_be_halved(num_candidates),
+            f"num_candidates={num_candidates} cannot be shared by an observation and its mirror image, as this policy "
+            "was trained for: give an even number, or 1, which is not mirrored.",
+        )
         spec = replace(spec, num_candidates=num_candidates)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -77,6 +77,13 @@ def test_the_mirror_travels_with_checkpoint_and_exported_file(tmp_path: Path) ->
     assert export_policy(policy, tmp_path / "policy.onnx") < 1e-5
 
 
+@pytest.mark.parametrize("file_format", ["onnx", "pt2"])
+def test_an_odd_number_is_not_exported(tmp_path: Path, file_format: str) -> None:
+    with pytest.raises(ConfigurationError, match="num_candidates=5 cannot be shared .* give an even number, or 1"):
+        export_policy(mirrored_policy(), tmp_path / "policy", file_format, num_candidates=5)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_mirrored_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="num_candidates must be even, but is 3"):
         tiny_config(mirrored=True, num_candidates=3)
