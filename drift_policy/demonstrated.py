@@ -69,6 +69,11 @@ def draw_augmentation(
     return draws
 
 
+def below(prefix: str, draws: Draws) -> Draws:
+    """Return the draws whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in draws.items() if name.startswith(prefix)}
+
+
 def demonstrated(
     batch: Mapping[str, Any], draws: Draws, config: PolicyConfig, normalizer: Normalizer
 ) -> tuple[Tensor, Positives | None]:

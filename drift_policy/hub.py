@@ -16,8 +16,8 @@ def push_policy(policy: "Policy", repo_id: str, *, run: str | Path | None = None
     """Upload a policy with its model card and return the address of the commit; see `Policy.push_to_hub`.
 
     Raises:
-        CheckpointError: huggingface_hub is missing, the policy has no normaliser, the manifest is of another policy, or
-            the Hub refuses.
+        CheckpointError: huggingface_hub is missing, the policy has no normaliser or a mirror that was never fitted, the
+            manifest is of another policy, or the Hub refuses.
     """
     try:
         from huggingface_hub import HfApi
@@ -26,6 +26,8 @@ def push_policy(policy: "Policy", repo_id: str, *, run: str | Path | None = None
         raise CheckpointError("The Hugging Face Hub needs huggingface_hub: pip install 'drift-policy[hub]'.") from error
     if not policy.normalizer.is_fitted:
         raise CheckpointError("The policy has no normaliser yet, so nobody could use it: train it first.")
+    if policy.mirror is not None:
+        policy.mirror.require_fitted()
     try:
         card = model_card(policy, repo_id, None if run is None else read_manifest(run, policy))
     except KeyError as error:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from drift_policy.encoders import ObservationSpec
 from drift_policy.encoders.image import RANGE_TOLERANCE
+from drift_policy.runtime.step_features import ObservedStep
 
 Specs = Mapping[str, ObservationSpec]
 
@@ -89,6 +90,12 @@ def checked_features(features: Sequence[Any], batch: int, size: int) -> list[Ten
             raise ValueError(f"features of a step must have shape {[batch, size]}, but have {list(value.shape)}.")
         check_finite("features", value)
     return checked
+
+
+def stacked(steps: Sequence[ObservedStep]) -> dict[str, Tensor]:
+    """Return steps as one observation {key: [1, T, ...]}."""
+    keys = steps[0].observation
+    return {key: torch.stack([step.observation[key] for step in steps]).unsqueeze(0) for key in keys}
 
 
 def check_finite(name: str, value: Tensor) -> None:

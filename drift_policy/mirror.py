@@ -8,14 +8,19 @@ Shape letters: B observations, N candidates, To observation steps, F numbers of 
 Da action size; all numbers are normalised.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from drift_policy.candidates import can_be_halved
-from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.errors import CheckpointError, ConfigurationError, require
 from drift_policy.heads import ActionHead, Generators
+from drift_policy.policy_config import ACTION
+
+if TYPE_CHECKING:
+    from drift_policy.data.dataset import WindowDataset
+    from drift_policy.policy import Policy
 
 TOLERANCE = 1e-3  # root mean square error of the fitted maps, in normalised numbers
 _RANK_TOLERANCE = 3e-3  # directions in which the data vary less, relative to the widest, are rounding
@@ -43,7 +48,7 @@ class Mirror(nn.Module):
         self.is_fitted = False
 
     def fit(self, features: Tensor, mirrored_features: Tensor, action: Tensor, mirrored_action: Tensor) -> None:
-        """Take the maps from demonstrated steps and the same steps in the mirror.
+        """Take the maps from demonstrated steps and the same steps in the mirror, all normalised; see `fit_mirror`.
 
         Args:
             features: [N, F].
@@ -62,6 +67,25 @@ class Mirror(nn.Module):
             getattr(self, f"{name}_matrix").copy_(matrix)
             getattr(self, f"{name}_offset").copy_(offset)
         self.is_fitted = True
+
+    def unset(self) -> None:
+        """Forget the maps, which are of numbers as one normaliser gives them."""
+        for buffer in self.buffers():
+            buffer.fill_(torch.nan)
+        self.is_fitted = False
+
+    def require_fitted(self) -> None:
+        """Refuse to go on without maps.
+
+        Raises:
+            CheckpointError: neither `fit` nor a checkpoint gave them.
+        """
+        if not self.is_fitted:
+            raise CheckpointError(
+                "The policy mirrors observations but has no mirror yet: after set_normalizer, call "
+                "drift_policy.mirror.fit_mirror(policy, windows) with windows of demonstrations that are followed by "
+                "their mirror images."
+            )
 
     def sample(self, head: ActionHead, condition: Tensor, noise: Tensor, generator: Generators = None) -> Tensor:
         """Return candidates [B, N, Tp, Da] of which the second half answers to the mirror image, in one batched pass.
@@ -87,8 +111,7 @@ class Mirror(nn.Module):
         Raises:
             CheckpointError: neither `fit` nor a checkpoint gave the maps.
         """
-        if not self.is_fitted:
-            raise CheckpointError("The policy mirrors observations but has no mirror yet: call policy.mirror.fit(...).")
+        self.require_fitted()
         steps = condition.unflatten(1, (-1, len(self.feature_offset)))
         image = steps @ self.feature_matrix + self.feature_offset
         return torch.stack([condition, image.flatten(1)], dim=1).flatten(0, 1)
@@ -105,6 +128,31 @@ class Mirror(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.is_fitted = all(bool(torch.isfinite(buffer).all()) for buffer in self.buffers())
+
+
+def fit_mirror(policy: "Policy", windows: "WindowDataset") -> None:
+    """Fit the mirror of a policy, which must have its normaliser, to demonstrations and their mirror images.
+
+    Args:
+        policy: with `config.mirrored`. Another normaliser unsets its mirror.
+        windows: of demonstrations that are followed by their mirror images (`data.symmetry.with_mirror_images`), with
+            the policy's observation keys.
+
+    Raises:
+        ConfigurationError: the policy has no mirror, or no affine map leads from steps to their mirror images.
+        CheckpointError: the policy has no normaliser.
+    """
+    require(
+        len(windows.action) % 2 == 0,
+        f"A mirror is fitted to demonstrations and as many mirror images, but there are {len(windows.action)} steps: "
+        "cut the windows from with_mirror_images(buffer, symmetry).",
+    )
+    if policy.mirror is None:
+        raise ConfigurationError("This policy was made with policy.mirrored=false, so it has no mirror to fit.")
+    normalize = policy.normalizer.normalize
+    # In the order in which the encoder puts the numbers of a step together.
+    features = torch.cat([normalize(key, windows.observations[key]) for key in policy.config.observations], dim=1)
+    policy.mirror.fit(*features.chunk(2), *normalize(ACTION, windows.action).chunk(2))
 
 
 def _fit_affine(source: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor]:

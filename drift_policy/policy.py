@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from drift_policy.candidates import checked_noise, draw_noise, most_typical, takes_both_sides
 from drift_policy.data.normalizer import Normalizer
-from drift_policy.demonstrated import OBSERVATION_NOISE, PositiveNoise, demonstrated, draw_augmentation
+from drift_policy.demonstrated import OBSERVATION_NOISE, PositiveNoise, below, demonstrated, draw_augmentation
 from drift_policy.encoders import ObservationEncoder
 from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Generators, Metrics, head_kind
 from drift_policy.heads.drift import DriftHead
-from drift_policy.inputs import as_observation, checked_features, checked_step, checked_steps
+from drift_policy.inputs import as_observation, checked_features, checked_step, checked_steps, stacked
 from drift_policy.mirror import Mirror
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, PolicyConfig
-from drift_policy.runtime.step_features import ObservedStep, StepHistory, decide, encode_newest
+from drift_policy.runtime.step_features import StepHistory, decide, encode_newest
 from drift_policy.serialization import save_policy
 
 Observation = Mapping[str, Tensor | np.ndarray]
@@ -100,7 +100,7 @@ class Policy(nn.Module):
         return self.n_obs_steps > 1 and len(self.encoder.backbones) > 0
 
     def set_normalizer(self, normalizer: Normalizer) -> None:
-        """Take over the maps of a fitted normaliser.
+        """Take over the maps of a fitted normaliser; others than before unset the mirror, whose numbers they are.
 
         Raises:
             ConfigurationError: its keys or sizes differ from the policy's.
@@ -109,6 +109,8 @@ class Policy(nn.Module):
             raise ConfigurationError(
                 f"The normaliser has the sizes {normalizer.sizes}, but the policy needs {self.normalizer.sizes}."
             )
+        if self.mirror is not None and not self.normalizer.maps_like(normalizer):
+            self.mirror.unset()
         self.normalizer.load_state_dict(normalizer.state_dict())
 
     def draw(
@@ -161,8 +163,8 @@ class Policy(nn.Module):
         action, positives = demonstrated(batch, drawn, self.config, self.normalizer)
         condition = self._encode(
             as_observation(self.config.observations, batch["obs"]),
-            _below(_CROP, drawn),
-            _below(OBSERVATION_NOISE, drawn),
+            below(_CROP, drawn),
+            below(OBSERVATION_NOISE, drawn),
         )
         if positives is None:
             return self.head.compute_loss(action, condition, drawn)
@@ -286,10 +288,10 @@ class Policy(nn.Module):
         self._history.append(self._one_step(obs_now))
         window = self._history.window()
         if not self._queue:
-            self._queue.extend(decide(self, window, _stacked)["action"][0])
+            self._queue.extend(decide(self, window, stacked)["action"][0])
         action = self._queue.popleft()
         if len(self._queue) < self.n_obs_steps - 1:  # the next decision observes this step
-            encode_newest(self, window, _stacked)
+            encode_newest(self, window, stacked)
         return action
 
     def reset(self) -> None:
@@ -372,22 +374,9 @@ class Policy(nn.Module):
         """Return scaled noise [B, N, Tp, Da] on the policy's device: the given one, or else drawn."""
         scale = self.config.noise_scale if noise_scale is None else noise_scale
         if noise is not None:
-            given = checked_noise(noise, batch, self.horizon, self.action_dim)
-            return given.to(self.device, self.dtype) * scale
+            return checked_noise(noise, batch, self.horizon, self.action_dim).to(self.device, self.dtype) * scale
         number = self.config.num_candidates if num_candidates is None else num_candidates
-        shape = (batch, number, self.horizon, self.action_dim)
-        return draw_noise(shape, generator, self.device, self.dtype) * scale
-
-
-def _below(prefix: str, draws: Draws) -> Draws:
-    """Return the draws whose names begin with a prefix, without it."""
-    return {name.removeprefix(prefix): value for name, value in draws.items() if name.startswith(prefix)}
-
-
-def _stacked(steps: Sequence[ObservedStep]) -> dict[str, Tensor]:
-    """Return steps as one observation {key: [1, T, ...]}."""
-    keys = steps[0].observation
-    return {key: torch.stack([step.observation[key] for step in steps]).unsqueeze(0) for key in keys}
+        return draw_noise((batch, number, self.horizon, self.action_dim), generator, self.device, self.dtype) * scale
 
 
 class DriftPolicy(Policy):

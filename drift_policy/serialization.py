@@ -22,7 +22,13 @@ _HUB_PREFIX = "hf://"
 
 
 def save_policy(policy: "Policy", folder: str | Path) -> Path:
-    """Write `policy` to `folder` (made if absent) and return the folder."""
+    """Write `policy` to `folder` (made if absent) and return the folder.
+
+    Raises:
+        CheckpointError: its mirror was never fitted, so that nobody could use what is written.
+    """
+    if policy.mirror is not None:
+        policy.mirror.require_fitted()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}

@@ -78,6 +78,11 @@ class Normalizer(nn.Module):
         scale, offset = self._maps(key)
         return (value - offset) / scale
 
+    def maps_like(self, other: "Normalizer") -> bool:
+        """Return whether both are fitted and give the same numbers; the sizes must be the same."""
+        others = other.state_dict()
+        return all(torch.equal(value, others[name].to(value)) for name, value in self.state_dict().items())
+
     def _maps(self, key: str) -> tuple[Tensor, Tensor]:
         if not self.is_fitted:
             raise CheckpointError(

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from drift_policy.data.dataset import WindowDataset
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.data.symmetry import find_symmetry, with_mirror_images
 from drift_policy.data.windows import limit_episodes, split_validation
@@ -22,10 +21,10 @@ from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_man
 from drift_policy.evaluation.offline import HELD_OUT, evaluate_offline, open_loop_manifest
 from drift_policy.evaluation.rollout import EvaluationConfig, rollout
 from drift_policy.manifest import describe_run, write_json
-from drift_policy.mirror import Mirror
+from drift_policy.mirror import fit_mirror
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy, build_policy
-from drift_policy.policy_config import ACTION, policy_config_from_mapping
+from drift_policy.policy_config import policy_config_from_mapping
 from drift_policy.serialization import load_policy
 from drift_policy.task import (
     Demonstrations,
@@ -224,16 +223,9 @@ def build_policy_and_data(
             config.task.symmetry is not None,
             "policy.mirrored=true needs mirrored demonstrations: set task.symmetry, or policy.mirrored=false.",
         )
-        fit_mirror(policy, policy.mirror, train_set)
+        fit_mirror(policy, train_set)
     validation_set = make_windows(config.task, buffer, held_out, **sizes) if held_out.any() else None
     return policy.to(device), TrainingData(train_set, validation_set, config.task.dataset.memory_map)
-
-
-def fit_mirror(policy: Policy, mirror: Mirror, windows: WindowDataset) -> None:
-    """Take the mirror's maps from windows of demonstrations that are followed by their mirror images."""
-    normalize = policy.normalizer.normalize
-    features = torch.cat([normalize(key, windows.observations[key]) for key in policy.config.observations], dim=1)
-    mirror.fit(*features.chunk(2), *normalize(ACTION, windows.action).chunk(2))
 
 
 def _step_count(config: TrainConfig, name: str) -> int:

@@ -2,20 +2,27 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from drift_policy import Policy, load_policy
+from drift_policy.data.dataset import Column, WindowDataset
+from drift_policy.data.normalizer import Normalizer
+from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.data.symmetry import with_mirror_images
 from drift_policy.encoders import ObservationSpec
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.rollout import EvaluationConfig
+from drift_policy.hub import push_policy
+from drift_policy.mirror import fit_mirror
 from drift_policy.runtime.export import export_policy
 from drift_policy.runtime.timed_policy import TimedPolicy
 from drift_policy.training.run import train
 from tests.helpers.point_task import point_training
-from tests.helpers.policies import tiny_config, tiny_obs, tiny_policy
+from tests.helpers.policies import tiny_config, tiny_normalizer, tiny_obs, tiny_policy
 
 BATCH, N = 4, 8  # of fewer candidates two can be each other's nearest, and then the order decides
 
@@ -75,6 +82,50 @@ def test_the_mirror_travels_with_checkpoint_and_exported_file(tmp_path: Path) ->
     assert export_policy(policy, tmp_path / "policy.pt2", "pt2") < 1e-5
     pytest.importorskip("onnxruntime", reason="needs the packages of the export extra")
     assert export_policy(policy, tmp_path / "policy.onnx") < 1e-5
+
+
+def test_another_normaliser_unsets_the_mirror(tmp_path: Path) -> None:
+    policy = mirrored_policy()
+    assert policy.mirror is not None
+    policy.set_normalizer(tiny_normalizer(policy.config))  # the same maps
+    assert policy.mirror.is_fitted
+    policy.set_normalizer(Normalizer.fit({"obs": torch.randn(9, 5), "action": torch.randn(9, 2)}))
+    assert not policy.mirror.is_fitted and bool(policy.mirror.action_matrix.isnan().all())
+    with pytest.raises(CheckpointError, match=r"has no mirror yet: .*mirror\.fit_mirror\(policy, windows\)"):
+        policy.predict_action(tiny_obs(policy, 1))
+    with pytest.raises(CheckpointError, match="has no mirror yet"):
+        policy.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    pytest.importorskip("huggingface_hub", reason="needs huggingface_hub of the hub extra")
+    with pytest.raises(CheckpointError, match="has no mirror yet"):
+        push_policy(policy, "owner/name")
+
+
+def windows_of(buffer: ReplayBuffer) -> WindowDataset:
+    observations = {"state": [Column("state")], "obs": [Column("obs")]}
+    return WindowDataset(buffer, observations, [Column("action")], horizon=6, n_obs_steps=2, n_action_steps=3)
+
+
+def test_the_mirror_is_fitted_to_normalised_numbers_in_the_order_of_the_policys_keys() -> None:
+    rng = np.random.default_rng(0)
+    columns = {"obs": 5, "state": 3, "action": 2}
+    data = {name: (7 + 3 * rng.standard_normal((200, size))).astype(np.float32) for name, size in columns.items()}
+    buffer = with_mirror_images(
+        ReplayBuffer(data, np.array([80, 200])), lambda given: {k: 9 - v for k, v in given.items()}
+    )
+    windows = windows_of(buffer)
+    policy = tiny_policy(num_candidates=N, mirrored=True, observations={"obs": 5, "state": 3})
+    policy.set_normalizer(Normalizer.fit(windows.stats_arrays()))
+    fit_mirror(policy, windows)
+    assert policy.mirror is not None
+    obs = {key: torch.as_tensor(data[key][None, :2]) for key in ("obs", "state")}
+    image = {key: 9 - value for key, value in obs.items()}
+    shown = policy.mirror.both_observations(policy._encode(obs))
+    torch.testing.assert_close(shown[1:], policy._encode(image), atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConfigurationError, match=r"policy\.mirrored=false, so it has no mirror to fit"):
+        fit_mirror(tiny_policy(observations={"obs": 5, "state": 3}), windows)
+    with pytest.raises(ConfigurationError, match="as many mirror images, but there are 199 steps"):
+        fit_mirror(policy, windows_of(ReplayBuffer({key: value[:199] for key, value in data.items()}, np.array([199]))))
 
 
 @pytest.mark.parametrize("file_format", ["onnx", "pt2"])
