@@ -80,7 +80,7 @@ class GraphedPolicy:
         """Draw one action chunk for each observation; arguments, result and errors of `Policy.predict_action`.
 
         Given noise [B, Tp, Da] is that of all captured candidates, which are then one chunk unless the head draws more
-        noise on the way.
+        noise on the way. A mirrored policy refuses it: half of them would answer to the mirror image.
 
         Raises:
             ValueError: also for another batch size or number of candidates than captured, and for float images.
@@ -92,11 +92,7 @@ class GraphedPolicy:
             self._inputs[key].fill(value)
         # The policy's own way to draw, so that both use the same numbers.
         start = self.policy._noise(self.batch_size, generator, noise_scale, noise=noise)
-        if start.shape[1] not in (1, self._noise.shape[1]):
-            raise ValueError(
-                f"There are {start.shape[1]} candidates, but the graph was captured for {self._noise.shape[1]}: make "
-                "another GraphedPolicy for another number."
-            )
+        self._check_candidates(start.shape[1])
         self._noise.copy_(start)
         if self._draws_on_the_way:
             self._seed_generators(generator)
@@ -123,6 +119,19 @@ class GraphedPolicy:
             )
         if value.dtype != self._inputs[key].on_device.dtype:
             raise ValueError(f"obs[{key!r}] is an image of {value.dtype}, but a captured graph reads uint8 (0..255).")
+
+    def _check_candidates(self, number: int) -> None:
+        captured = self._noise.shape[1]
+        if number not in (1, captured):
+            raise ValueError(
+                f"There are {number} candidates, but the graph was captured for {captured}: make another GraphedPolicy "
+                "for another number."
+            )
+        if number < captured and self.policy.config.mirrored:
+            raise ValueError(
+                f"noise is that of one candidate, but half of the {captured} candidates of this policy answer to the "
+                f"mirror image of the observation: give {list(self._noise.shape)}."
+            )
 
     def _seed_generators(self, generator: Generators) -> None:
         """Seed the generators inside the graph from the given ones, or from PyTorch's default one."""

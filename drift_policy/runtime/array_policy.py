@@ -65,7 +65,8 @@ class ArrayPolicy(ABC):
             obs: {key: [B, To, ...]} in the units of the demonstrations, oldest step first; images are
                 [B, To, C, H, W], uint8 or float in 0..1. The array itself for a policy with one key.
             generator: source of the noise, for a repeatable answer.
-            noise: the noise itself, standard normal: [B, N, Tp, Da] of all candidates, or [B, Tp, Da] of a single one.
+            noise: the noise itself, standard normal: [B, N, Tp, Da] of all candidates, or [B, Tp, Da] of a single one,
+                which a file that mirrors half of its candidates refuses.
             noise_scale: factor on the noise; 0.0 gives the most typical chunk. Default: the policy's.
             features: of a policy that `encodes_steps`: [B, F] of each of the first steps, from `encode_step` or an
                 earlier answer; `obs` then holds the steps after them alone, at least one.

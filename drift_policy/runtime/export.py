@@ -117,12 +117,13 @@ def export_policy(
     spec = describe_policy(policy)
     if num_candidates is not None:
         require(num_candidates >= 1, f"num_candidates must be at least 1, but is {num_candidates}.")
+        mirrored = takes_both_sides(num_candidates, policy.config.mirrored)
         require(
-            not takes_both_sides(num_candidates, policy.config.mirrored) or can_be_halved(num_candidates),
+            not mirrored or can_be_halved(num_candidates),
             f"num_candidates={num_candidates} cannot be shared by an observation and its mirror image, as this policy "
             "was trained for: give an even number, or 1, which is not mirrored.",
         )
-        spec = replace(spec, num_candidates=num_candidates)
+        spec = replace(spec, num_candidates=num_candidates, mirrored=mirrored)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.writing.{file_format}")

@@ -21,6 +21,9 @@ _ELEMENT_TYPE = "tensor(float)"
 class OnnxPolicy(ArrayPolicy):
     """An exported policy; `predict_action`, `select_action` and `reset` are those of `ArrayPolicy`.
 
+    Noise of a single candidate is refused where the file draws several and mirrors half of them: its graph would mirror
+    that one too.
+
     Args:
         path: the .onnx file.
         num_threads: CPU threads of a decision.
@@ -82,7 +85,13 @@ class OnnxPolicy(ArrayPolicy):
         started = time.perf_counter()
         if noise is None:
             noise = self._draw(len(next(iter(observation.values()))))
-        elif noise.ndim == 3 and self.spec.num_candidates > 1:  # of one: the graph's candidates are all that one
+        elif noise.ndim == 3 and self.spec.num_candidates > 1:
+            if self.spec.mirrored:
+                raise ValueError(
+                    f"noise has shape {list(noise.shape)}, that of one candidate, but half of the candidates of this "
+                    f"file answer to the mirror image of the observation: give {[len(noise), *self.spec.noise_shape]}."
+                )
+            # The graph's candidates are then all that one, so its choice among them is that one too.
             noise = np.repeat(noise[:, None], self.spec.num_candidates, axis=1)
         feed = self._feed(observation, features, noise * np.float32(noise_scale))
         prepared = time.perf_counter()

@@ -44,6 +44,7 @@ class PolicySpec:
     noise_scale: float  # factor on the noise of a decision
     num_evaluations: int = 1  # of the network, for one decision
     num_candidates: int = 1  # N: chunks drawn in them, the most typical of which is the decision
+    mirrored: bool = False  # half of them answer to the mirror image of the observation
     metadata: dict[str, Any] = field(default_factory=dict)  # task, action space, data set
     format_version: int = FORMAT_VERSION
 
@@ -52,6 +53,8 @@ class PolicySpec:
         wrong = [name for name in names if not _is_size(getattr(self, name))]
         if wrong:
             raise CheckpointError(f"{wrong[0]} of a policy must be a positive number, not {getattr(self, wrong[0])!r}.")
+        if not isinstance(self.mirrored, bool):
+            raise CheckpointError(f"mirrored of a policy must be true or false, not {self.mirrored!r}.")
         if self.n_obs_steps - 1 + self.n_action_steps > self.horizon:
             raise CheckpointError(
                 f"A chunk of horizon {self.horizon} cannot hold {self.n_action_steps} actions after "
@@ -132,6 +135,7 @@ def describe_policy(policy: Any) -> PolicySpec:
         noise_scale=config.noise_scale,
         num_evaluations=owner.num_evaluations,
         num_candidates=config.num_candidates,
+        mirrored=config.mirrored,
         metadata=dict(owner.metadata),
     )
 

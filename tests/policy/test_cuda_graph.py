@@ -113,6 +113,20 @@ def test_the_policys_candidates_are_captured(without_gpu: None) -> None:
         graphed.predict_action(obs, noise=torch.zeros(2, 3, 6, 2))
 
 
+def test_one_noise_is_not_enough_for_a_mirrored_policy(without_gpu: None) -> None:
+    policy = tiny_policy(num_candidates=4, mirrored=True)
+    assert policy.mirror is not None
+    features, action = torch.randn(99, policy.feature_size), torch.randn(99, policy.action_dim)
+    policy.mirror.fit(features, -features, action, -action)
+    graphed, obs = GraphedPolicy(policy, batch_size=2), tiny_obs(policy, batch=2)
+    noise = torch.randn(2, 4, 6, 2)
+    expected = policy.predict_action(obs, noise=noise)["action_pred"]
+    torch.testing.assert_close(graphed.predict_action(obs, noise=noise)["action_pred"], expected)
+    for one in (noise[:, 0], noise[:, :1]):
+        with pytest.raises(ValueError, match=r"that of one candidate.* mirror image .*: give \[2, 4, 6, 2\]"):
+            graphed.predict_action(obs, noise=one)
+
+
 @pytest.mark.parametrize("head", ["drift", "ddim"])
 def test_two_decisions_with_one_generator_take_the_numbers_that_the_policy_takes(head: str, without_gpu: None) -> None:
     ddim = DiffusionHeadConfig(sampler="ddim", num_train_steps=6, num_inference_steps=3)

@@ -19,6 +19,8 @@ from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.hub import push_policy
 from drift_policy.mirror import fit_mirror
 from drift_policy.runtime.export import export_policy
+from drift_policy.runtime.onnx_policy import OnnxPolicy
+from drift_policy.runtime.spec import describe_policy
 from drift_policy.runtime.timed_policy import TimedPolicy
 from drift_policy.training.run import train
 from tests.helpers.point_task import point_training
@@ -82,6 +84,24 @@ def test_the_mirror_travels_with_checkpoint_and_exported_file(tmp_path: Path) ->
     assert export_policy(policy, tmp_path / "policy.pt2", "pt2") < 1e-5
     pytest.importorskip("onnxruntime", reason="needs the packages of the export extra")
     assert export_policy(policy, tmp_path / "policy.onnx") < 1e-5
+    run, arrays = OnnxPolicy(tmp_path / "policy.onnx"), {key: value.numpy() for key, value in obs.items()}
+    assert run.spec == describe_policy(policy) and run.spec.mirrored
+    found = run.predict_action(arrays, noise=noise.numpy())["action_pred"]
+    torch.testing.assert_close(torch.as_tensor(found), expected, atol=2e-3, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"noise has shape \[4, 6, 2\], that of one candidate.*: give \[4, 8, 6, 2\]"):
+        run.predict_action(arrays, noise=noise[:, 0].numpy())
+
+
+def test_a_file_of_one_candidate_is_not_mirrored(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="needs the packages of the export extra")
+    policy = mirrored_policy()
+    export_policy(policy, tmp_path / "policy.onnx", num_candidates=1)
+    run, obs = OnnxPolicy(tmp_path / "policy.onnx"), tiny_obs(policy, BATCH)
+    noise = torch.randn(BATCH, policy.horizon, policy.action_dim)
+    found = run.predict_action({key: value.numpy() for key, value in obs.items()}, noise=noise.numpy())["action_pred"]
+    expected = policy.predict_action(obs, noise=noise)["action_pred"]
+    torch.testing.assert_close(torch.as_tensor(found), expected, atol=2e-3, rtol=1e-4)
+    assert not run.spec.mirrored
 
 
 def test_another_normaliser_unsets_the_mirror(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_the_metadata_are_readable_by_everybody(exported: tuple[Policy, Path]) -
         "noise_scale": 0.5,
         "num_evaluations": 1,
         "num_candidates": 1,
+        "mirrored": False,
         "metadata": {"task": "tiny"},
     }
     assert OnnxPolicy(path).spec == describe_policy(policy)
