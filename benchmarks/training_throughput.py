@@ -31,7 +31,7 @@ from drift_policy.cli import resolved
 from drift_policy.config import parse_choice, parse_config
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import ResolvedData
-from drift_policy.drift import drift_loss
+from drift_policy.drift import drift_loss, energy_loss
 from drift_policy.heads.drift import DriftHeadConfig
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.task import Demonstrations
@@ -49,9 +49,11 @@ EPISODES, EPISODE_STEPS = 206, 125  # Push-T: 206 episodes, 25,650 steps
 IMAGE_EPISODES = 33  # images enough that a batch comes from memory, not from the cache of the CPU
 
 MLP_LOOP, CNN_LOOP = "plain MLP", "plain CNN"
-DRIFT, LOSS, IMAGE = "drift, state", "drift loss alone", "drift, image"
+DRIFT, LOSS = "drift, state", "drift loss alone"
+IMAGE, IMAGE_LOSS = "drift, image", "drift loss alone, image"
+LOSS_OF = {DRIFT: LOSS, IMAGE: IMAGE_LOSS}  # an update, and its loss: the kernel is a setting of the task
 ALWAYS = (MLP_LOOP, DRIFT, LOSS)  # what the other updates are held against
-PARTS = {"state": (), "heads": ("diffusion, state", "regression, state"), "image": (CNN_LOOP, IMAGE)}
+PARTS = {"state": (), "heads": ("diffusion, state", "regression, state"), "image": (CNN_LOOP, IMAGE, IMAGE_LOSS)}
 
 
 # The references, down to the next line of dashes. NEVER CHANGE THEM: results of all versions are held against them.
@@ -195,8 +197,8 @@ def update_case(config: TrainConfig, demonstrations: Demonstrations, reference: 
     return Case(call, "update", trainer.batch_size, reference)
 
 
-def loss_case(config: TrainConfig) -> Case:
-    """Return forward and backward pass of the drift loss alone, from samples [B, G, S] to their gradient."""
+def loss_case(config: TrainConfig, reference: str) -> Case:
+    """Return forward and backward pass of the head's loss alone, from samples [B, G, S] to their gradient."""
     _, settings = parse_choice(config.policy["head"], "policy.head")
     head = parse_config(DriftHeadConfig, settings, "policy.head")
     problems, size = config.trainer.batch_size, config.task.horizon * 2
@@ -205,18 +207,25 @@ def loss_case(config: TrainConfig) -> Case:
     samples = torch.randn(problems, head.samples_per_observation, size, requires_grad=True)
     positives = torch.randn(problems, 1, size)
 
-    def call() -> None:
-        loss, _ = drift_loss(
+    def affinity() -> Tensor:
+        return drift_loss(
             samples,
             positives,
             temperatures=head.temperatures,
             affinity_floor=head.affinity_floor,
             scope="group" if head.scope == "group" else "batch",
-        )
-        loss.mean().backward()
+        )[0]
+
+    def energy() -> Tensor:
+        return energy_loss(samples, positives)[0]
+
+    loss = energy if head.kernel == "energy" else affinity
+
+    def call() -> None:
+        loss().mean().backward()
         samples.grad = None
 
-    return Case(call, "part", config.trainer.batch_size, MLP_LOOP)
+    return Case(call, "part", config.trainer.batch_size, reference)
 
 
 def make_cases(parts: Sequence[str]) -> dict[str, Case]:
@@ -228,16 +237,16 @@ def make_cases(parts: Sequence[str]) -> dict[str, Case]:
     torch.manual_seed(0)
     chosen = {*ALWAYS, *(name for part in parts for name in PARTS[part])}
     default, states = shipped_config("drift", "pusht"), random_demonstrations(images=False)
+    camera = shipped_config("drift", "pusht_image")
     makers: dict[str, Callable[[], Case]] = {
         MLP_LOOP: lambda: Case(reference_mlp_loop(), "reference", 64, MLP_LOOP),
         DRIFT: lambda: update_case(default, states, MLP_LOOP),
-        LOSS: lambda: loss_case(default),
+        LOSS: lambda: loss_case(default, MLP_LOOP),
         "diffusion, state": lambda: update_case(shipped_config("diffusion", "pusht"), states, MLP_LOOP),
         "regression, state": lambda: update_case(shipped_config("regression", "pusht"), states, MLP_LOOP),
         CNN_LOOP: lambda: Case(reference_cnn_loop(), "reference", 64, CNN_LOOP),
-        IMAGE: lambda: update_case(
-            shipped_config("drift", "pusht_image"), random_demonstrations(images=True), CNN_LOOP
-        ),
+        IMAGE: lambda: update_case(camera, random_demonstrations(images=True), CNN_LOOP),
+        IMAGE_LOSS: lambda: loss_case(camera, CNN_LOOP),
     }
     return {name: make() for name, make in makers.items() if name in chosen}
 
@@ -274,7 +283,7 @@ def summarize(cases: dict[str, Case], times: dict[str, NDArray[np.float64]]) -> 
             "samples_times_drift": _over_rounds(
                 case.batch_size / cases[DRIFT].batch_size * in_round[DRIFT] / in_round[name]
             ),
-            "drift_loss_share": _over_rounds(in_round[LOSS] / in_round[name]) if name in (DRIFT, IMAGE) else None,
+            "drift_loss_share": _over_rounds(in_round[LOSS_OF[name]] / in_round[name]) if name in LOSS_OF else None,
         }
         for name, case in cases.items()
     }
@@ -290,7 +299,7 @@ def print_summary(summary: dict[str, dict[str, Any]], threads: int) -> None:
     table = Table(
         *("what", "batch", "steps/s", "samples/s", "x plain loop", "loss"),
         title=f"training on a CPU, {threads} thread(s)",
-        caption="x plain loop: steps/s as a ratio, with quartiles; loss: the drift loss's share of the time",
+        caption="x plain loop: steps/s as a ratio, with quartiles; loss: its own drift loss's share of the time",
     )
     for name, row in summary.items():
         ratio, share = row["steps_times_reference"], row["drift_loss_share"]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import tables, training_throughput
-from benchmarks.training_throughput import CNN_LOOP, DRIFT, IMAGE, LOSS, MLP_LOOP, Case
+from benchmarks.training_throughput import CNN_LOOP, DRIFT, IMAGE, IMAGE_LOSS, LOSS, MLP_LOOP, Case
 
 REFERENCE = (
     training_throughput.ReferenceMlp,
@@ -69,7 +69,7 @@ def test_the_references_are_those_of_earlier_results() -> None:
 
 
 def test_everything_is_measured_and_every_ratio_is_positive_and_finite(cases: dict[str, dict[str, Any]]) -> None:
-    assert list(cases) == [MLP_LOOP, DRIFT, LOSS, *UPDATES[1:3], CNN_LOOP, IMAGE]
+    assert list(cases) == [MLP_LOOP, DRIFT, LOSS, *UPDATES[1:3], CNN_LOOP, IMAGE, IMAGE_LOSS]
     for name, case in cases.items():
         ratios = [case[key] for key in ("steps_times_reference", "samples_times_drift", "drift_loss_share")]
         values = [value for ratio in ratios if ratio is not None for value in ratio.values()]
@@ -116,6 +116,21 @@ def test_ratios_are_taken_within_rounds() -> None:
     assert summary["other"]["samples_times_drift"]["median"] == 2.0
     assert summary["other"]["steps_per_s"] == pytest.approx(1 / 6)
     assert summary["other"]["samples_per_s"] == pytest.approx(256 / 6)
+
+
+@pytest.mark.parametrize(("task", "timed"), [("pusht", "energy_loss"), ("pusht_image", "drift_loss")])
+def test_the_loss_that_is_timed_is_that_of_the_update(task: str, timed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    for name in ("energy_loss", "drift_loss"):
+        original = getattr(training_throughput, name)
+
+        def watched(*args: Any, name: str = name, original: Any = original, **settings: Any) -> Any:
+            called.append(name)
+            return original(*args, **settings)
+
+        monkeypatch.setattr(training_throughput, name, watched)
+    training_throughput.loss_case(training_throughput.shipped_config("drift", task), MLP_LOOP).call()
+    assert called == [timed]
 
 
 def test_every_step_is_timed_after_a_warm_up_in_every_round() -> None:
