@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu_suite.prepare --output prepared
 
-Reads the demonstrations as `train_policy.py task=pusht` and `task=pusht_image` do, with their training episodes, and
-writes prepared/pusht_state.npz and prepared/pusht_image.npz. Runs where everything is installed.
+Reads the demonstrations as `train_policy.py task=pusht` and `task=pusht_image` do, with their training episodes but
+without mirror images, and writes prepared/pusht_state.npz and prepared/pusht_image.npz. Runs where everything is
+installed.
 """
 
 import argparse
@@ -98,10 +99,12 @@ def _range(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def shipped_config(task: str) -> TrainConfig:
-    """Return the configuration of `python train_policy.py task=<task>`."""
+    """Return what `python train_policy.py task=<task>` composes, for what was recorded and at the original horizon."""
     with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
+        # The suite compares heads and networks, without what a task adds to them; not every task names a symmetry.
+        plain = ["++task.symmetry=null", "policy.mirrored=false", "task.horizon=16"]
         # The default name asks the running program, which is not train_policy.py.
-        composed = compose("train", [f"task={task}", "name=prepared", "device=cpu"])
+        composed = compose("train", [f"task={task}", *plain, "name=prepared", "device=cpu"])
     return parse_config(TrainConfig, resolved(composed))
 
 

@@ -86,8 +86,8 @@ def test_preparing_keeps_windows_and_normaliser_of_the_library(tmp_path: Path) -
         write_prepared(tmp_path / "file.npz", prepare.prepare(config, demonstrations))
         prepared = read_prepared(tmp_path / "file.npz")
         numbers = np.arange(len(data.train))
-        sides = 1 if config.task.symmetry is None else 2
-        assert 0 < len(numbers) == len(prepared.rows) < sides * (120 - 3 * 7), "the validation episode is left out"
+        assert config.task.symmetry is None and not policy.config.mirrored
+        assert 0 < len(numbers) == len(prepared.rows) < 120 - 3 * 7, "the validation episode is left out"
         expected, batch = data.train.batch(numbers), prepared.windows(CPU).batch(numbers)
         assert torch.equal(batch["action"], expected["action"]) and batch["obs"].keys() == expected["obs"].keys()
         for key, value in expected["obs"].items():
@@ -101,8 +101,7 @@ def test_preparing_keeps_windows_and_normaliser_of_the_library(tmp_path: Path) -
 def test_the_real_states_become_a_small_file(tmp_path: Path) -> None:
     prepare.main(["--output", str(tmp_path), "--tasks", "state"])
     prepared = read_prepared(prepared_path(tmp_path, "state"))
-    # Every demonstration, and its mirror image.
-    assert prepared.rows.shape == (2 * 23_804, 16) and prepared.observations["obs"].shape == (2 * 25_650, 20)
+    assert prepared.rows.shape == (23_804, 16) and prepared.observations["obs"].shape == (25_650, 20)
     assert prepared_path(tmp_path, "state").stat().st_size < 4e6
 
 

@@ -203,7 +203,7 @@ def test_the_original_sizes_and_optimiser_settings_are_the_shipped_ones(
     prepared = prepared_demonstrations(task)
     observations = {key: vars(spec) for key, spec in prepared.specs.items()}
     # The suite asks what the library's own drift head does, without what the task `pusht` sets for its decisions.
-    own = {**config.policy, "num_candidates": 1, "mirrored": False}
+    own = {**config.policy, "num_candidates": 1, "mirrored": False, "horizon": 16}
     if head == "drift":
         own |= {"noise_scale": 0.5, "head": {**config.policy["head"], "kernel": "affinity"}}
     expected = policy_config_from_mapping({**own, "action_dim": 2, "observations": observations})
