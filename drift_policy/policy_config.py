@@ -133,6 +133,24 @@ def policy_config_from_mapping(values: Mapping[str, Any]) -> PolicyConfig:
     return PolicyConfig(observations=observations, **parts, **_typed(settings))
 
 
+def require_constant_loss(config: PolicyConfig, loop: str) -> None:
+    """Refuse a loss that changes with the step, for training loops that ask for the loss of a batch alone.
+
+    Args:
+        config: of the policy.
+        loop: whose loop it is, for the message.
+
+    Raises:
+        ConfigurationError: the regression's weight falls with the step.
+    """
+    steps = getattr(config.head, "regression_steps", None)  # of the drift head alone
+    require(
+        steps is None,
+        f"regression_steps={steps} of the head makes the loss change with the step, which {loop} does not tell its "
+        "policies: leave it out, for a regression_weight that stays as it is.",
+    )
+
+
 def with_policy_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return stored settings of a policy, as `policy_config_from_mapping` takes them, with what they lack.
 

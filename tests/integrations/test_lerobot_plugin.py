@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import nn
 
+from drift_policy.errors import ConfigurationError
+
 PLUGIN = Path(__file__).resolve().parents[2] / "integrations/lerobot_policy_drift/lerobot_policy_drift"
 
 
@@ -93,3 +95,15 @@ def test_decisions_draw_the_configured_candidates(plugin: SimpleNamespace) -> No
     made.predict_action_chunk(state)
     made.predict_action_chunk(state, noise=torch.zeros(4, 16, 2))
     assert drawn == [6, 6, 1]
+
+
+def test_a_loss_that_changes_with_the_step_is_refused(plugin: SimpleNamespace) -> None:
+    settings = {"regression_weight": 1.0}
+    features = {
+        "input_features": {"observation.state": SimpleNamespace(shape=(3,))},
+        "output_features": {"action": SimpleNamespace(shape=(2,))},
+        "network_settings": {"width": 16, "depth": 1},
+    }
+    plugin.DriftPolicy(plugin.DriftConfig(**features, head_settings=settings))
+    with pytest.raises(ConfigurationError, match=r"regression_steps=9 .*lerobot-train .*: leave it out"):
+        plugin.DriftPolicy(plugin.DriftConfig(**features, head_settings=settings | {"regression_steps": 9}))

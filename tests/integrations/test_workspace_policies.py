@@ -81,6 +81,14 @@ def ema_step(average: nn.Module, model: nn.Module, decay: float) -> None:
             mean.data.mul_(decay).add_(value.data, alpha=1 - decay)
 
 
+@pytest.mark.parametrize("make", [lowdim_policy, image_policy])
+def test_a_loss_that_changes_with_the_step_is_refused(make: Any) -> None:
+    head = {"name": "drift", "regression_weight": 1.0}
+    make(head=head)
+    with pytest.raises(ConfigurationError, match=r"regression_steps=9 .*Diffusion Policy workspace .*: leave it out"):
+        make(head=head | {"regression_steps": 9})
+
+
 @pytest.mark.parametrize("kind", ["lowdim", "image"])
 def test_the_loop_of_a_workspace(kind: str, tmp_path: Path) -> None:
     model: Any = lowdim_policy() if kind == "lowdim" else image_policy()

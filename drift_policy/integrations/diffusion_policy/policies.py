@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from drift_policy.errors import ConfigurationError
 from drift_policy.integrations.diffusion_policy.linear_normalizer import from_linear_normalizer
 from drift_policy.policy import build_policy
-from drift_policy.policy_config import ACTION, policy_config_from_mapping
+from drift_policy.policy_config import ACTION, policy_config_from_mapping, require_constant_loss
 
 # Half the training noise: precise actions, modes kept. What configs/policy/drift.yaml uses.
 NOISE_SCALE = 0.5
@@ -22,11 +22,16 @@ class _WorkspacePolicy(nn.Module):
 
     Args:
         settings: fields of `PolicyConfig`, as `policy_config_from_mapping` takes them.
+
+    Raises:
+        ConfigurationError: a setting that is unknown or cannot work, also a loss that changes with the step.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        self.policy = build_policy(policy_config_from_mapping(settings))
+        config = policy_config_from_mapping(settings)
+        require_constant_loss(config, "a Diffusion Policy workspace")
+        self.policy = build_policy(config)
         self.horizon = self.policy.horizon
         self.n_obs_steps = self.policy.n_obs_steps
         self.n_action_steps = self.policy.n_action_steps

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift_policy.policy_config import PolicyConfig, policy_config_from_mapping
+from drift_policy.policy_config import PolicyConfig, policy_config_from_mapping, require_constant_loss
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import NormalizationMode
 from lerobot.optim.optimizers import AdamWConfig
@@ -107,6 +107,7 @@ class DriftConfig(PreTrainedConfig):
 
         Raises:
             ValueError: there is no action, nothing to observe, or a feature that cannot be used.
+            drift_policy.errors.ConfigurationError: a setting that is unknown or cannot work.
         """
         if self.action_feature is None:
             raise ValueError(f"drift needs the output feature 'action', but has {sorted(self.output_features or {})}.")
@@ -121,7 +122,7 @@ class DriftConfig(PreTrainedConfig):
                 sizes = {"crop": self.crop_shape, "resize": self.resize_shape}
                 observations[key] |= {name: list(size) if size else None for name, size in sizes.items()}
                 observations[key]["kind"] = "image"
-        return policy_config_from_mapping(
+        config = policy_config_from_mapping(
             {
                 "observations": observations,
                 "action_dim": self.action_feature.shape[0],
@@ -136,3 +137,5 @@ class DriftConfig(PreTrainedConfig):
                 "share_image_backbone": self.share_image_backbone,
             }
         )
+        require_constant_loss(config, "lerobot-train")
+        return config
