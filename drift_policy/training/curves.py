@@ -19,7 +19,7 @@ _PANELS: dict[str, tuple[str, ...]] = {
     "scale: mean distance": ("train/scale",),
     "spread between samples": ("train/spread", "val/spread"),
     "gradient norm": ("train/gradient_norm",),
-    "loss (drift: constant by construction)": ("train/loss",),
+    "loss (affinity kernel: constant by construction)": ("train/loss",),
 }
 _LOGARITHMIC = ("error", "force", "gradient")
 
