@@ -18,6 +18,16 @@ from drift_policy.errors import ConfigurationError, RunStoppedError, UserError
 Config = TypeVar("Config")
 
 
+def of_task(name: str, default: Any, *, _root_: DictConfig) -> Any:
+    """Return what the task says of a setting of the policy, or the policy's own where it says nothing or null."""
+    value = OmegaConf.select(_root_, f"task.{name}")
+    return default if value is None else value
+
+
+# For configs/policy: ${of_task:kernel,affinity}. `oc.select` would give null where a task says null.
+OmegaConf.register_new_resolver("of_task", of_task, replace=True)
+
+
 @contextmanager
 def command_line() -> Iterator[Console]:
     """Give a console; end the program with one paragraph instead of a traceback on what a user can act on.

@@ -107,7 +107,7 @@ class TaskConfig:
     n_action_steps: int = 8  # default Ta
     noise_scale: float | None = None  # default of the drift policies for this task; null leaves theirs
     num_candidates: int | None = None  # and of the candidates of their decisions
-    dropout: float | None = None  # and of the dropout of the MLP, whatever the head; null is none
+    dropout: float | None = None  # and of the dropout of the MLP, whatever the head
     mirrored: bool | None = None  # and of whether half of those come from the mirror image; needs a symmetry
     samples_per_observation: int | None = None  # and of the drift head's samples for each observation
     kernel: str | None = None  # and of the kernel of its field

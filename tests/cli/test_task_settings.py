@@ -77,3 +77,15 @@ def test_the_candidates_of_a_task_leave_other_policies_alone() -> None:
     config = composed("task=pusht", "++task.num_candidates=7", "policy=flow")
     assert config.policy["num_candidates"] == 1
     assert (config.rollout.num_candidates, config.evaluation.num_candidates) == (None, None)
+
+
+def test_null_leaves_what_the_policy_has() -> None:
+    names = ("noise_scale", "num_candidates", "mirrored", "dropout", "samples_per_observation", "kernel")
+    nothing, other = composed("task=pusht", *(f"++task.{name}=null" for name in names)), composed("task=lift")
+    for part in ("head", "network", "noise_scale", "num_candidates", "mirrored"):
+        assert nothing.policy[part] == other.policy[part], part
+    for policy in ("drift_unet", "drift_transformer", "drift_unet_image"):
+        settings = composed(
+            "task=pusht", f"policy={policy}", "task.num_candidates=null", "task.noise_scale=null"
+        ).policy
+        assert (settings["num_candidates"], settings["noise_scale"]) == (1, 0.5)
