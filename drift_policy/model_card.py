@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drift_policy.candidates import takes_both_sides
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.policy_config import policy_config_from_mapping
 
@@ -119,6 +120,8 @@ def _summary(policy: "Policy") -> str:
     observed = ", ".join(f"`{key}` {spec.shape}" for key, spec in config.observations.items())
     evaluations = policy.num_evaluations
     candidates = f", the most typical of {config.num_candidates} candidates" if config.num_candidates > 1 else ""
+    if config.mirrored:
+        candidates += ", half of which answer to the mirror image of the observation"
     return (
         f"A robot policy with the {config.head_name} head and a network of the kind {config.network_name} "
         f"({parameters:.2f} M parameters in all). It draws a chunk of actions with {evaluations} network "
@@ -152,6 +155,8 @@ def _scores(manifest: Mapping[str, Any]) -> str:
         for name, value in measured.items()
     ]
     latency, machine = evaluation["latency_ms"], manifest.get("machine", {})
+    number = evaluation.get("num_candidates", 1)
+    is_mirrored = takes_both_sides(number, evaluation.get("mirrored", False))
     return "\n".join(
         [
             "## Results",
@@ -163,7 +168,8 @@ def _scores(manifest: Mapping[str, Any]) -> str:
             f"A decision took {latency['p50']:.2f} ms (median; 99th percentile {latency['p99']:.2f} ms) on "
             f"{machine.get('gpu') or machine.get('cpu', 'an unknown processor')}. "
             f"Factor on the noise: {evaluation['noise_scale']}; candidates of a decision: "
-            f"{evaluation.get('num_candidates', 1)}; protocol: `{json.dumps(evaluation['protocol'])}`.",
+            f"{number}{', half of them mirrored' if is_mirrored else ''}; "
+            f"protocol: `{json.dumps(evaluation['protocol'])}`.",
         ]
     )
 

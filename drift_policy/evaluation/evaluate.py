@@ -145,9 +145,7 @@ def evaluation_manifest(
         "network_evaluations": policy.num_evaluations,
         "latency_ms": {"p50": result.latency(50), "p99": result.latency(99), "decisions": len(result.latency_ms)},
         "wall_s": result.wall_s,
-        "noise_scale": policy.config.noise_scale if config.noise_scale is None else config.noise_scale,
-        "num_candidates": config.num_candidates or policy.config.num_candidates,
-        "mirrored": policy.config.mirrored if config.mirrored is None else config.mirrored,
+        **config.decisions_of(policy),
         "protocol": asdict(config.for_task(env.max_steps)),
         "episodes": [asdict(episode) for episode in result.episodes],
     }

@@ -116,9 +116,7 @@ def open_loop_manifest(policy: Policy, result: OpenLoopResult, config: Evaluatio
         "error_of_numbers": [float(error) for error in result.error_of_numbers],
         "network_evaluations": policy.num_evaluations,
         "latency_ms": {"p50": result.latency(50), "p99": result.latency(99), "decisions": len(result.latency_ms)},
-        "noise_scale": policy.config.noise_scale if config.noise_scale is None else config.noise_scale,
-        "num_candidates": config.num_candidates or policy.config.num_candidates,
-        "mirrored": policy.config.mirrored if config.mirrored is None else config.mirrored,
+        **config.decisions_of(policy),
         "protocol": {name: asdict(config)[name] for name in ("n_episodes", "policy_seed")},
         "episodes": [
             {

@@ -54,20 +54,31 @@ class EvaluationConfig:
             )
         return self.max_steps
 
+    def decisions_of(self, policy: Policy) -> dict[str, Any]:
+        """Return how this policy's decisions are made under these settings, as a manifest records it."""
+        config = policy.config
+        number = config.num_candidates if self.num_candidates is None else self.num_candidates
+        mirrored = config.mirrored if self.mirrored is None else self.mirrored
+        return {
+            "noise_scale": config.noise_scale if self.noise_scale is None else self.noise_scale,
+            "num_candidates": number,
+            "mirrored": takes_both_sides(number, mirrored),
+        }
+
     def check_fits(self, policy: Policy) -> None:
         """Refuse candidates that this policy cannot give.
 
         Raises:
             ConfigurationError: it has no mirror, or an odd number of candidates shall be shared by two sides.
         """
-        number = policy.config.num_candidates if self.num_candidates is None else self.num_candidates
-        is_mirrored = policy.config.mirrored if self.mirrored is None else self.mirrored
         require(
-            not is_mirrored or policy.mirror is not None,
+            not self.mirrored or policy.mirror is not None,
             f"{self.section}.mirrored=true needs a policy that was trained with policy.mirrored=true: leave it out.",
         )
+        decisions = self.decisions_of(policy)
+        number = decisions["num_candidates"]
         require(
-            not takes_both_sides(number, is_mirrored) or can_be_halved(number),
+            not decisions["mirrored"] or can_be_halved(number),
             f"{self.section}.num_candidates={number} cannot be shared by an observation and its mirror image: give an "
             f"even number, or {self.section}.mirrored=false.",
         )

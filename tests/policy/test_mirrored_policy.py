@@ -155,6 +155,17 @@ def test_an_odd_number_is_not_exported(tmp_path: Path, file_format: str) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_manifest_says_what_was_mirrored() -> None:
+    policy = mirrored_policy()
+    of_policy = {"noise_scale": 1.0, "num_candidates": N, "mirrored": True}
+    assert EvaluationConfig().decisions_of(policy) == of_policy
+    assert EvaluationConfig(num_candidates=1).decisions_of(policy) == of_policy | {
+        "num_candidates": 1,
+        "mirrored": False,
+    }
+    assert not EvaluationConfig(mirrored=False).decisions_of(policy)["mirrored"]
+
+
 def test_what_cannot_be_mirrored_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="num_candidates must be even, but is 3"):
         tiny_config(mirrored=True, num_candidates=3)

@@ -125,6 +125,17 @@ def test_the_card_of_a_policy_with_candidates_says_how_many(api: FakeApi, tmp_pa
     assert "candidates of a decision: 8;" in card
 
 
+@pytest.mark.parametrize(("number", "said"), [(4, "candidates of a decision: 4, half of them mirrored;"), (1, ": 1;")])
+def test_the_card_of_a_mirrored_policy_says_so(tmp_path: Path, number: int, said: str) -> None:
+    policy = tiny_policy(num_candidates=16, mirrored=True)
+    run = write_manifest(tmp_path / "run", policy)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["evaluation"] |= {"num_candidates": number, "mirrored": True}  # as older manifests say of a single one
+    card = model_card(policy, "lab/push-t", manifest)
+    assert "typical of 16 candidates, half of which answer to the mirror image of the observation." in card
+    assert said in card
+
+
 def test_a_manifest_from_before_a_setting_is_of_the_policy_with_its_default(api: FakeApi, tmp_path: Path) -> None:
     run = write_manifest(tmp_path / "run", tiny_policy())
     manifest = json.loads((run / "manifest.json").read_text())
