@@ -37,11 +37,8 @@ def what_changed(manifest: Mapping[str, Any], program: str, arguments: Sequence[
     Raises:
         UserError: the command makes no run today.
     """
-    if program == TRAINING:
-        return _changes_of_a_training(manifest, arguments)
-    if program == EVALUATION:
-        return _changes_of_an_evaluation(manifest, arguments)
-    return _changes_of_a_toy(manifest, arguments) if program == TOY else []
+    kinds = {TRAINING: _changes_of_a_training, EVALUATION: _changes_of_an_evaluation, TOY: _changes_of_a_toy}
+    return list(dict.fromkeys(kinds[program](manifest, arguments))) if program in kinds else []
 
 
 def _changes_of_a_training(manifest: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
