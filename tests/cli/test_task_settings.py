@@ -37,7 +37,8 @@ def test_a_task_says_how_long_it_is_trained() -> None:
     assert (door.num_steps, door.observation_noise, door.rollout_every) == (5000, 0.05, 1000)
     assert composed("task=adroit_door", "policy=diffusion").trainer.num_steps == 5000
     assert composed("task=adroit_door", "trainer.num_steps=7").trainer.num_steps == 7
-    assert composed("task=pusht").trainer.observation_noise == 0
+    assert composed("task=pusht").trainer.observation_noise == 0.02
+    assert composed("task=lift").trainer.observation_noise == 0
 
 
 def test_samples_and_kernel_of_a_task_are_those_of_the_drift_heads_alone() -> None:
