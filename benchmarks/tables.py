@@ -84,7 +84,6 @@ def pusht_table(results: Path) -> str:
         ("regression", "regression"),
         ("drift_no_noise", "second default: no observation noise, horizon 16"),
         ("diffusion_no_noise", "diffusion (DDPM), 60,000 steps, no observation noise, horizon 16"),
-        ("regression_no_mirror", "regression, also no mirror"),
         ("drift_single_affinity", "first default: also the paper's kernel, no mirror, one candidate"),
         ("drift_90_demonstrations", "first default, 15,000 steps, 90 demonstrations"),
         ("drift_bundled", "first default, bundled demonstrations"),
