@@ -95,7 +95,7 @@ def draw_question(question: str, results: Path, path: Path) -> None:
     """Draw every task's first two columns: bars of the interval, and a dot for each seed."""
     tasks = measured_tasks(question, results)
     panels = [(task, column) for task in tasks for column in columns_of(task)[:2]]
-    variants = variants_of(question)
+    variants = [name for name in variants_of(question) if any(read_runs(results / question / t, name) for t in tasks)]
     figure, grid = plt.subplots(
         1, len(panels), figsize=(3.2 * len(panels) + 1, 0.45 * len(variants) + 1.3), squeeze=False, layout="constrained"
     )
