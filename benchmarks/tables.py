@@ -79,7 +79,7 @@ def pusht_table(results: Path) -> str:
     """Push-T: the methods on the same demonstrations with the same network, and earlier defaults."""
     kinds = (
         ("drift", "**drift** (default)"),
-        ("diffusion_60000_steps", "diffusion (DDPM), 60,000 steps"),
+        ("diffusion", "diffusion (DDPM), 60,000 steps"),
         ("flow", "flow matching"),
         ("regression", "regression"),
         ("drift_no_noise", "second default: no observation noise, horizon 16"),
