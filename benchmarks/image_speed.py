@@ -1,10 +1,11 @@
 """Speed of image generation: images/s of sampling, steps/s of training, and the share of the drift loss in a step.
 
     python -m benchmarks.image_speed --sizes digits_tiny latent_tiny
-    python -m benchmarks.image_speed --sizes latent_B latent_L --device cuda --precision bfloat16 --labels 8
+    python -m benchmarks.image_speed --sizes latent_B latent_L --device cuda --precision bfloat16 --labels 8 --compile
 
 Random weights and data: speed does not depend on them. Every number stands beside a plain reference of the same run:
-attention written out as softmax(q k^T) v, and the drift loss of `benchmarks.image_ladder.plain_loss`. Leaves
+attention written out as softmax(q k^T) v, and the drift loss of `benchmarks.image_ladder.plain_loss`. With --compile
+generator and drift loss are compiled in training, and the loss is timed without it too. Leaves
 results/image_gen/speed.json.
 """
 
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +32,7 @@ from drift_policy.device import choose_device
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.training.parallel import Processes
 from image_gen.encoders.mae import MaeFeatures
+from image_gen.feature_loss import compiled_drift_loss, target_features
 from image_gen.feature_maps import FeatureSettings
 from image_gen.memory_bank import MemoryBank
 from image_gen.models import DiT, build_generator, build_mae
@@ -98,6 +101,7 @@ class Case:
     samples: int  # N_gen
     seconds: float  # a measurement's length
     checkpointing: bool
+    compile: bool  # generator and drift loss
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -110,17 +114,22 @@ def measure(case: Case) -> dict[str, Any]:
     generator = build_generator(case.size, num_classes=_CLASSES).to(case.device)
     result: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in generator.parameters())}
     result["sampling"] = _sampling(case, generator)
-    result["training"] = {
+    used: LossOfFeatures = drifting_loss
+    if case.compile:
+        used = partial(drifting_loss, kernel_loss=compiled_drift_loss())
+    plain = PlainLossOfFeatures()
+    training: dict[str, Any] = {
         "labels_per_step": case.labels,
         "samples_per_label": case.samples,
-        "steps_per_s": _steps_per_s(case, generator, drifting_loss),
-        "steps_per_s_plain_loss": _steps_per_s(case, generator, PlainLossOfFeatures()),
-        "seconds_of_drift_loss": _loss_seconds(case, generator, drifting_loss),
-        "seconds_of_plain_loss": _loss_seconds(case, generator, PlainLossOfFeatures()),
+        "steps_per_s": _steps_per_s(case, generator, used),
+        "steps_per_s_plain_loss": _steps_per_s(case, generator, plain),
+        "drift_loss": _loss_costs(case, generator, used),
+        "plain_loss": _loss_costs(case, generator, plain),
     }
-    training = result["training"]
-    training["drift_loss_share"] = training["seconds_of_drift_loss"] * training["steps_per_s"]
-    return result
+    if case.compile:
+        training["drift_loss_not_compiled"] = _loss_costs(case, generator, drifting_loss)
+    training["drift_loss_share"] = training["drift_loss"]["seconds"] * training["steps_per_s"]
+    return result | {"training": training}
 
 
 def _sampling(case: Case, generator: DiT) -> dict[str, Any]:
@@ -147,8 +156,8 @@ def _steps_per_s(case: Case, generator: DiT, loss: LossOfFeatures) -> float:
     return 1 / _seconds_each(lambda: loop.update(next(numbers)), case)
 
 
-def _loss_seconds(case: Case, generator: DiT, loss: LossOfFeatures) -> float:
-    """Return the time of the loss alone: features are there, and the gradient ends at them."""
+def _loss_costs(case: Case, generator: DiT, loss: LossOfFeatures) -> dict[str, float | None]:
+    """Return time and memory of the loss alone: features are there, and the gradient ends at them."""
     objective = _training(case, generator, loss).objective
     assert isinstance(objective, DriftObjective)  # `_training` makes one
     objective.begin_training(0, has_state=False)
@@ -169,15 +178,20 @@ def _loss_seconds(case: Case, generator: DiT, loss: LossOfFeatures) -> float:
     assert isinstance(encoder, MaeFeatures)  # `_training` makes one
     fixed = Fixed(encoder.mae, encoder.settings)
     gen = torch.randn(case.labels, case.samples, *step.positives.shape[2:], device=case.device, requires_grad=True)
-    from image_gen.feature_loss import target_features
-
     targets = target_features(encoder.features, step.positives, step.unconditional)
     config = objective._config
 
     def run() -> None:
         loss(fixed, gen, targets, step.cfg_scale, config, True).total.backward()
 
-    return _seconds_each(run, case)
+    seconds = _seconds_each(run, case)
+    if case.device.type != "cuda":
+        return {"seconds": seconds, "memory_mb": None}
+    torch.cuda.reset_peak_memory_stats(case.device)
+    before = torch.cuda.memory_allocated(case.device)
+    run()
+    _wait(case.device)
+    return {"seconds": seconds, "memory_mb": (torch.cuda.max_memory_allocated(case.device) - before) / 1e6}
 
 
 def _training(case: Case, generator: DiT, loss: LossOfFeatures) -> TrainingLoop[DiT, Any]:
@@ -210,7 +224,7 @@ def _training(case: Case, generator: DiT, loss: LossOfFeatures) -> TrainingLoop[
     )
     return TrainingLoop(
         objective,
-        OptimizerConfig(precision=case.precision, warmup_steps=0, learning_rate=1e-6),
+        OptimizerConfig(precision=case.precision, warmup_steps=0, learning_rate=1e-6, compile=case.compile),
         store=CheckpointStore(Path()),
         reporting=Reporting(_NoDisplay(), []),
         metadata={},
@@ -254,19 +268,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--checkpointing", action="store_true", help="recompute the generator's activations")
+    parser.add_argument("--compile", action="store_true", help="compile the generator and the drift loss")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT)
     given = parser.parse_args(arguments)
     torch.set_num_threads(given.threads)
     with command_line() as console:
-        device = choose_device(given.device)
-        sizes = {}
+        device, facts = choose_device(given.device), describe_run(SCRIPT, arguments)
+        sizes: dict[str, Any] = {}
         for size in given.sizes:
-            case = Case(size, device, given.precision, given.labels, given.samples, given.seconds, given.checkpointing)
+            case = Case(
+                size,
+                device,
+                precision=given.precision,
+                labels=given.labels,
+                samples=given.samples,
+                seconds=given.seconds,
+                checkpointing=given.checkpointing,
+                compile=given.compile,
+            )
             with console.status(f"measuring {size}"):
                 sizes[size] = measure(case)
             console.print(f"{size}: {sizes[size]}", highlight=False)
-        content = {**describe_run(SCRIPT, arguments), "precision": given.precision, "sizes": sizes}
-        write_json(given.output, content)
+            write_json(given.output, {**facts, "precision": given.precision, "sizes": sizes})
         console.print(f"written  {given.output}", highlight=False, soft_wrap=True)
 
 

@@ -3,6 +3,7 @@
     python -m benchmarks.study question=kernel
     python -m benchmarks.study question=kernel tasks=[multimodal_toy] seeds=[0,1,2,3,4] variant=energy,affinity
     python -m benchmarks.study question=kernel hydra/launcher=joblib hydra.launcher.n_jobs=2
+    python -m benchmarks.study question=network tasks=[pusht] machine=[device=cuda,trainer.compile=true]
 
 A question is a file configs/study/question/<name>.yaml that names its variants: lists of settings of the program that
 runs the task; "pusht:setting=value" is for that task alone. Every run is a real command line and leaves
@@ -25,7 +26,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.study_reuse import EVALUATION, TRAINING, what_changed
+from benchmarks.study_reuse import EVALUATION, MACHINE, TRAINING, what_changed
 from drift_policy.cli import command_line, resolved
 from drift_policy.config import parse_config
 from drift_policy.errors import ConfigurationError, UserError
@@ -69,10 +70,14 @@ class StudyConfig:
     budgets: dict[str, Budget]
     results: str
     runs: str
+    machine: list[str] = field(default_factory=list)  # settings of the machine that it is made on: no other experiment
     seeds: list[int] = field(default_factory=list)  # what the sweep goes over; not used by the single run
     tasks: list[str] = field(default_factory=list)  # the same
 
     def __post_init__(self) -> None:
+        other = [setting for setting in self.machine if setting.partition("=")[0] not in MACHINE]
+        if other:
+            raise ConfigurationError(f"machine may set {', '.join(MACHINE)}, but holds {other[0]!r}.")
         for name, value, known in (
             ("task", self.task, self.budgets),
             ("variant", self.variant, self.question.variants),
@@ -92,7 +97,7 @@ def command(config: StudyConfig, question: str) -> list[str]:
         settings += [f"seed={config.seed}", f"name={config.variant}_seed{config.seed}"]
         settings += [f"output={config.runs}/{question}"]
     if budget.program == TRAINING:
-        settings = [f"task={config.task}", *settings]
+        settings = [f"task={config.task}", *settings, *config.machine]
     return [*shlex.split(budget.program), *_last_of_each(settings)]
 
 
@@ -142,8 +147,8 @@ def _made_before(config: StudyConfig, file: Path, arguments: Sequence[str]) -> t
 
 
 def _settings(arguments: Sequence[str]) -> list[str]:
-    """Leave out of a command where it writes to."""
-    return [argument for argument in arguments if not argument.startswith(("name=", "output="))]
+    """Leave out of a command where it writes to and where it computes."""
+    return [argument for argument in arguments if argument.partition("=")[0] not in ("name", "output", *MACHINE)]
 
 
 def _for_task(task: str, settings: list[str], tasks: Iterable[str]) -> list[str]:

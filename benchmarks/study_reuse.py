@@ -23,6 +23,8 @@ from drift_policy.training.config import TrainConfig
 from drift_policy.training.run_folder import changed_settings, course_of_a_run
 
 TRAINING, EVALUATION, TOY = "train_policy.py", "eval_policy.py", "-m benchmarks.multimodal_toy"
+# Where and how fast a training computes: another machine's run is another only by rounding.
+MACHINE = ("device", "trainer.compile", "trainer.data_placement", "trainer.num_workers", "trainer.num_threads")
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -45,7 +47,8 @@ def _changes_of_a_training(manifest: Mapping[str, Any], arguments: Sequence[str]
     config = parse_config(TrainConfig, _composed("train", arguments))
     changed = changed_settings(manifest.get("config", {}), course_of_a_run(config))
     return [
-        *(name for name in changed if name != "name"),  # it goes by another one where another question asks for it
+        # It goes by another name where another question asks for it.
+        *(name for name in changed if name not in ("name", *MACHINE)),
         *_changes_of_a_policy(manifest, config.policy),
         *_changes_of_a_protocol(manifest, config.evaluation),
     ]

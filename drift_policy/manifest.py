@@ -15,6 +15,8 @@ import torch
 
 import drift_policy
 
+# Names the commit of a copy without its history, as it travels to a machine that is lent.
+COMMIT_VARIABLE = "DRIFT_POLICY_COMMIT"
 _PACKAGES = (
     "torch",
     "numpy",
@@ -58,7 +60,7 @@ def _commit() -> str | None:
     """Return the commit of the source tree, marked if files differ from it; None for an installed package."""
     root = Path(drift_policy.__file__).parent.parent
     if not (root / ".git").exists():  # installed elsewhere, perhaps inside the checkout of another project
-        return None
+        return os.environ.get(COMMIT_VARIABLE)
     try:
         commit = _git(root, "rev-parse", "HEAD")
         changed = _git(root, "status", "--porcelain", "--untracked-files=no")

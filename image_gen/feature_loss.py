@@ -10,7 +10,7 @@ Shape letters: B classes, G generated samples, P positives and N unconditional n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -20,6 +20,30 @@ from drift_policy.drift import DEFAULT_TEMPERATURES, DriftInfo, drift_loss
 from image_gen.feature_maps import Features
 
 INPUT_FEATURE = "global"  # the flattened images or latents themselves
+
+
+class KernelLoss(Protocol):
+    """The signature of `drift_policy.drift.drift_loss`, which a compiled form of it has too."""
+
+    def __call__(
+        self,
+        gen: Tensor,
+        pos: Tensor,
+        neg: Tensor | None = None,
+        *,
+        weight_neg: Tensor | None = None,
+        temperatures: Sequence[float] = DEFAULT_TEMPERATURES,
+        affinity_floor: float = 1e-6,
+    ) -> tuple[Tensor, DriftInfo]:
+        """Return the loss of each of B kernel problems, [B]."""
+
+
+def compiled_drift_loss() -> KernelLoss:
+    """Return `drift_loss` compiled for any shape: a few compilations serve all features.
+
+    The kernels that it fuses pass over the matrices of affinities fewer times.
+    """
+    return torch.compile(drift_loss, dynamic=True)
 
 
 class FeatureLoss(NamedTuple):
@@ -91,6 +115,7 @@ def feature_drift_loss(
     temperatures: Sequence[float] = DEFAULT_TEMPERATURES,
     affinity_floor: float = 1e-6,
     select: Callable[[str], bool] | None = None,
+    kernel_loss: KernelLoss = drift_loss,
 ) -> FeatureLoss:
     """Return the drifting loss of generated images, summed over features.
 
@@ -105,6 +130,7 @@ def feature_drift_loss(
         temperatures: see `drift_policy.drift.drift_loss`.
         affinity_floor: see `drift_policy.drift.drift_loss`.
         select: which features count, by name (`global` is the input itself); all if absent.
+        kernel_loss: `drift_loss`, or its compiled form.
 
     Raises:
         ValueError: unconditional negatives without guidance scale, no feature is left, or the features of `gen` and
@@ -130,7 +156,7 @@ def feature_drift_loss(
         if neg is not None and cfg_scale is not None:
             locations = neg.shape[2]
             weight = guidance_weights(cfg_scale, samples, neg.shape[1]).repeat_interleave(locations, dim=0)
-        losses, infos[name] = drift_loss(
+        losses, infos[name] = kernel_loss(
             _fold_locations(found[name].unflatten(0, (batch, samples))),
             _fold_locations(targets.pos[name]),
             None if neg is None else _fold_locations(neg),

@@ -53,7 +53,7 @@ class OptimizerConfig:
     gradient_accumulation_steps: int = 1  # parts a step is computed in, to save memory; drift statistics are a part's
     precision: str = "float32"  # "bfloat16": networks in autocast, the drift loss in float32; "tfloat32": on GPUs
     activation_checkpointing: bool = False  # recompute the generator's blocks in the backward pass: less memory
-    compile: bool = False  # torch.compile the network; costs minutes at the start
+    compile: bool = False  # torch.compile the network and the drift loss; costs minutes at the start
     sharding: str = "none"  # "fsdp2": several processes share one copy of weights, gradients and moments
     num_threads: int | None = None  # CPU threads; null leaves PyTorch's choice
     log_every: int = 20  # steps between rows of metrics.csv

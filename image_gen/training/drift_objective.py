@@ -7,11 +7,18 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from drift_policy.drift import DriftInfo
+from drift_policy.drift import DriftInfo, drift_loss
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import step_generator
 from image_gen.encoders.base import FeatureExtractor
-from image_gen.feature_loss import INPUT_FEATURE, FeatureLoss, TargetFeatures, feature_drift_loss, target_features
+from image_gen.feature_loss import (
+    INPUT_FEATURE,
+    FeatureLoss,
+    KernelLoss,
+    TargetFeatures,
+    feature_drift_loss,
+    target_features,
+)
 from image_gen.feature_maps import Features
 from image_gen.memory_bank import MemoryBank
 from image_gen.models import DiT
@@ -63,6 +70,7 @@ def drifting_loss(
     cfg_scale: Tensor | None,
     config: DriftConfig,
     compare_input: bool,
+    kernel_loss: KernelLoss = drift_loss,
 ) -> FeatureLoss:
     """Return the drifting loss with the settings of a training; see `feature_drift_loss`."""
     return feature_drift_loss(
@@ -73,6 +81,7 @@ def drifting_loss(
         temperatures=config.temperatures,
         affinity_floor=config.affinity_floor,
         select=None if compare_input else lambda name: name != INPUT_FEATURE,
+        kernel_loss=kernel_loss,
     )
 
 

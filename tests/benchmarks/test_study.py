@@ -110,6 +110,25 @@ def manifest_of_a_training() -> dict[str, Any]:
     return json.loads(json.dumps(manifest))  # type: ignore[no-any-return]  # what json gives back
 
 
+def test_a_training_on_another_machine_counts_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_gpu = ["device=cuda", "trainer.compile=true"]
+    here, there = (config(task="other", results=str(tmp_path), machine=machine) for machine in ([], on_gpu))
+    assert command(there, "q") == [*command(here, "q"), *on_gpu]
+    write_json(
+        tmp_path / "q/other/wide_seed7.json", {"command": shlex.join(["python", *command(there, "q")]), "of": "there"}
+    )
+    monkeypatch.setattr(study_module, "what_changed", lambda *_: [])
+    assert json.loads(study_module.run(here, "q").read_text())["of"] == "there"
+    assert "run " not in capsys.readouterr().out
+    manifest = manifest_of_a_training()
+    manifest["config"]["device"], manifest["config"]["trainer"]["compile"] = "cuda", True
+    assert what_changed(manifest, TRAINING, TRAINING_ARGUMENTS) == []
+    with pytest.raises(ConfigurationError, match="machine may set device"):
+        config(machine=["seed=3"])
+
+
 def test_a_training_counts_while_its_command_composes_the_same_run() -> None:
     manifest = manifest_of_a_training()
     assert what_changed(manifest, TRAINING, TRAINING_ARGUMENTS) == []

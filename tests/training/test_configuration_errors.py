@@ -10,6 +10,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import drift_policy
 from drift_policy import manifest
 from drift_policy.errors import ConfigurationError
 from drift_policy.evaluation.rollout import EvaluationConfig
@@ -89,6 +90,14 @@ def test_the_manifest_tells_of_the_start(tmp_path: Path, monkeypatch: pytest.Mon
     run = train(point_training(tmp_path, trainer={"num_steps": 5, "rollout_every": 0}), [], QUIET)
     assert len(commits) == 2
     assert json.loads((run / "manifest.json").read_text())["commit"] == "at the start"
+
+
+def test_a_copy_without_history_is_told_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift_policy, "__file__", str(tmp_path / "drift_policy" / "__init__.py"))
+    monkeypatch.delenv(manifest.COMMIT_VARIABLE, raising=False)
+    assert manifest.describe_run("train_policy.py", [])["commit"] is None
+    monkeypatch.setenv(manifest.COMMIT_VARIABLE, "abc123")
+    assert manifest.describe_run("train_policy.py", [])["commit"] == "abc123"
 
 
 def update_of(processes: Processes, **settings: Any) -> PolicyUpdate:
