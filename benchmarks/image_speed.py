@@ -111,7 +111,11 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def measure(case: Case) -> dict[str, Any]:
     """Return sampling and training speed of one size."""
-    generator = build_generator(case.size, num_classes=_CLASSES).to(case.device)
+    with torch.device(case.device):  # the largest take long to be drawn on a CPU
+        generator = build_generator(case.size, num_classes=_CLASSES)
+        name, every_k_block = ENCODERS[case.size]
+        mae = build_mae(name, in_channels=generator.config.in_channels, num_classes=_CLASSES)
+    features = MaeFeatures(mae, FeatureSettings(every_k_block=every_k_block))
     result: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in generator.parameters())}
     result["sampling"] = _sampling(case, generator)
     used: LossOfFeatures = drifting_loss
@@ -121,13 +125,13 @@ def measure(case: Case) -> dict[str, Any]:
     training: dict[str, Any] = {
         "labels_per_step": case.labels,
         "samples_per_label": case.samples,
-        "steps_per_s": _steps_per_s(case, generator, used),
-        "steps_per_s_plain_loss": _steps_per_s(case, generator, plain),
-        "drift_loss": _loss_costs(case, generator, used),
-        "plain_loss": _loss_costs(case, generator, plain),
+        "steps_per_s": _steps_per_s(case, generator, features, used),
+        "steps_per_s_plain_loss": _steps_per_s(case, generator, features, plain),
+        "drift_loss": _loss_costs(case, generator, features, used),
+        "plain_loss": _loss_costs(case, generator, features, plain),
     }
     if case.compile:
-        training["drift_loss_not_compiled"] = _loss_costs(case, generator, drifting_loss)
+        training["drift_loss_not_compiled"] = _loss_costs(case, generator, features, drifting_loss)
     training["drift_loss_share"] = training["drift_loss"]["seconds"] * training["steps_per_s"]
     return result | {"training": training}
 
@@ -149,16 +153,16 @@ def _sampling(case: Case, generator: DiT) -> dict[str, Any]:
     return {"batch": batch, "images_per_s": fused, "images_per_s_plain_attention": plain}
 
 
-def _steps_per_s(case: Case, generator: DiT, loss: LossOfFeatures) -> float:
-    loop = _training(case, generator, loss)
+def _steps_per_s(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFeatures) -> float:
+    loop = _training(case, generator, features, loss)
     loop.objective.begin_training(0, has_state=False)
     numbers = iter(range(10**9))
     return 1 / _seconds_each(lambda: loop.update(next(numbers)), case)
 
 
-def _loss_costs(case: Case, generator: DiT, loss: LossOfFeatures) -> dict[str, float | None]:
+def _loss_costs(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFeatures) -> dict[str, float | None]:
     """Return time and memory of the loss alone: features are there, and the gradient ends at them."""
-    objective = _training(case, generator, loss).objective
+    objective = _training(case, generator, features, loss).objective
     assert isinstance(objective, DriftObjective)  # `_training` makes one
     objective.begin_training(0, has_state=False)
     step = objective.begin(0)
@@ -174,11 +178,9 @@ def _loss_costs(case: Case, generator: DiT, loss: LossOfFeatures) -> dict[str, f
                     kept[key] = super().features(x)
             return {name: value.detach().requires_grad_() for name, value in kept[key].items()}
 
-    encoder = objective.features
-    assert isinstance(encoder, MaeFeatures)  # `_training` makes one
-    fixed = Fixed(encoder.mae, encoder.settings)
+    fixed = Fixed(features.mae, features.settings)
     gen = torch.randn(case.labels, case.samples, *step.positives.shape[2:], device=case.device, requires_grad=True)
-    targets = target_features(encoder.features, step.positives, step.unconditional)
+    targets = target_features(features.features, step.positives, step.unconditional)
     config = objective._config
 
     def run() -> None:
@@ -194,7 +196,7 @@ def _loss_costs(case: Case, generator: DiT, loss: LossOfFeatures) -> dict[str, f
     return {"seconds": seconds, "memory_mb": (torch.cuda.max_memory_allocated(case.device) - before) / 1e6}
 
 
-def _training(case: Case, generator: DiT, loss: LossOfFeatures) -> TrainingLoop[DiT, Any]:
+def _training(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFeatures) -> TrainingLoop[DiT, Any]:
     config, processes = generator.config, Processes(case.device)
     shape = (config.in_channels, config.input_size, config.input_size)
     drift = DriftConfig(
@@ -206,15 +208,11 @@ def _training(case: Case, generator: DiT, loss: LossOfFeatures) -> TrainingLoop[
     )
     count = max(256, case.labels)
     real = RealSamples(_RandomSamples(count, shape), [str(n) for n in range(_CLASSES)], shape, "pixels", None, None, {})
-    name, every_k_block = ENCODERS[case.size]
-    features = MaeFeatures(
-        build_mae(name, in_channels=shape[0], num_classes=_CLASSES), FeatureSettings(every_k_block=every_k_block)
-    )
     generator.activation_checkpointing = case.checkpointing
     objective = DriftObjective(
         generator,
         processes,
-        features=features.to(case.device),
+        features=features,
         bank=MemoryBank(_CLASSES, shape, 64, 64).to(case.device),
         stream=SampleStream(real, case.labels, 0, processes),
         config=drift,
