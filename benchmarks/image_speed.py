@@ -174,13 +174,14 @@ def _loss_costs(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfF
         def features(self, x: Tensor) -> dict[str, Tensor]:
             key = str(len(x))
             if key not in kept:
-                with torch.no_grad():
+                with torch.no_grad(), _autocast(case):
                     kept[key] = super().features(x)
             return {name: value.detach().requires_grad_() for name, value in kept[key].items()}
 
     fixed = Fixed(features.mae, features.settings)
     gen = torch.randn(case.labels, case.samples, *step.positives.shape[2:], device=case.device, requires_grad=True)
-    targets = target_features(features.features, step.positives, step.unconditional)
+    with _autocast(case):
+        targets = target_features(features.features, step.positives, step.unconditional)
     config = objective._config
 
     def run() -> None:
