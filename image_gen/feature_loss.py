@@ -2,7 +2,7 @@
 
 Every feature is one loss: its positions are folded into the batch axis, so that each class and position is a kernel
 problem of its own, while scale and force norms run over all of them. Losses of one feature are averaged, and features
-are summed.
+are summed. Features of one shape are computed in one call, since small ones cost the launch of their kernels.
 
 Shape letters: B classes, G generated samples, P positives and N unconditional negatives of each class.
 """
@@ -20,6 +20,9 @@ from drift_policy.drift import DEFAULT_TEMPERATURES, DriftInfo, drift_loss
 from image_gen.feature_maps import Features
 
 INPUT_FEATURE = "global"  # the flattened images or latents themselves
+# Features share a call up to so many affinities, which bounds its memory: larger ones fill a device alone. On a CPU the
+# affinities shall also stay in its cache.
+_MOST_AFFINITIES, _MOST_ON_CPU = 2**25, 2**20
 
 
 class KernelLoss(Protocol):
@@ -34,6 +37,7 @@ class KernelLoss(Protocol):
         weight_neg: Tensor | None = None,
         temperatures: Sequence[float] = DEFAULT_TEMPERATURES,
         affinity_floor: float = 1e-6,
+        num_features: int = 1,
     ) -> tuple[Tensor, DriftInfo]:
         """Return the loss of each of B kernel problems, [B]."""
 
@@ -148,26 +152,77 @@ def feature_drift_loss(
     if targets.neg is not None and cfg_scale is None:
         raise ValueError("cfg_scale is missing: the weight of unconditional negatives follows from it.")
 
-    terms, infos = {}, {}
+    terms: dict[str, Tensor] = {}
+    infos: dict[str, DriftInfo] = {}
     total = gen.new_zeros((), dtype=torch.float32)
-    for name in names:
-        neg = None if targets.neg is None else targets.neg[name]
+    problems = {name: _problems(found[name].unflatten(0, (batch, samples)), targets, name) for name in names}
+    for part in _parts(problems, len(temperatures)):
+        folded = _joined([problems[name] for name in part])
         weight = None
-        if neg is not None and cfg_scale is not None:
-            locations = neg.shape[2]
-            weight = guidance_weights(cfg_scale, samples, neg.shape[1]).repeat_interleave(locations, dim=0)
-        losses, infos[name] = kernel_loss(
-            _fold_locations(found[name].unflatten(0, (batch, samples))),
-            _fold_locations(targets.pos[name]),
-            None if neg is None else _fold_locations(neg),
+        if folded.neg is not None and cfg_scale is not None:
+            weight = guidance_weights(cfg_scale, samples, folded.neg.shape[1])
+            weight = weight.repeat_interleave(found[part[0]].shape[1], dim=0).repeat(len(part), 1)
+        losses, info = kernel_loss(
+            folded.gen,
+            folded.pos,
+            folded.neg,
             weight_neg=weight,
             temperatures=temperatures,
             affinity_floor=affinity_floor,
+            num_features=len(part),
         )
-        loss = losses.mean()
-        terms[name] = loss.detach()
-        total = total + loss
-    return FeatureLoss(total, terms, infos)
+        means = losses.reshape(len(part), -1).mean(dim=1)
+        total = total + means.sum()
+        for index, name in enumerate(part):
+            terms[name], infos[name] = means[index].detach(), _of_feature(info, index)
+    return FeatureLoss(total, {name: terms[name] for name in names}, {name: infos[name] for name in names})
+
+
+class _Problems(NamedTuple):
+    """The kernel problems of a feature, or of several one after the other: locations are folded into the batch."""
+
+    gen: Tensor  # [B L, G, C]
+    pos: Tensor  # [B L, P, C]
+    neg: Tensor | None  # [B L, N, C]
+
+    def num_affinities(self) -> int:
+        """Return the entries of the affinities of one temperature."""
+        negatives = 0 if self.neg is None else self.neg.shape[1]
+        problems, samples = self.gen.shape[:2]
+        return problems * samples * (samples + self.pos.shape[1] + negatives)
+
+
+def _problems(gen: Tensor, targets: TargetFeatures, name: str) -> _Problems:
+    neg = None if targets.neg is None else _fold_locations(targets.neg[name])
+    return _Problems(_fold_locations(gen), _fold_locations(targets.pos[name]), neg)
+
+
+def _parts(problems: dict[str, _Problems], num_temperatures: int) -> list[list[str]]:
+    """Return the features that share a call: of one shape, and not too large together."""
+    by_shape: dict[torch.Size, list[str]] = {}
+    for name, of_feature in problems.items():
+        by_shape.setdefault(of_feature.gen.shape, []).append(name)
+    parts = []
+    for names in by_shape.values():
+        first = problems[names[0]]
+        most = _MOST_ON_CPU if first.gen.is_cpu else _MOST_AFFINITIES
+        size = max(1, most // (num_temperatures * first.num_affinities()))
+        parts += [names[start : start + size] for start in range(0, len(names), size)]
+    return parts
+
+
+def _joined(parts: list[_Problems]) -> _Problems:
+    if len(parts) == 1:
+        return parts[0]
+    gen, pos = torch.cat([part.gen for part in parts]), torch.cat([part.pos for part in parts])
+    neg = [part.neg for part in parts if part.neg is not None]
+    return _Problems(gen, pos, torch.cat(neg) if neg else None)
+
+
+def _of_feature(info: DriftInfo, index: int) -> DriftInfo:
+    """Return the entries of one of the features of a call; those of a single one are scalars."""
+    force_sq = {temperature: value.reshape(-1)[index] for temperature, value in info["force_sq"].items()}
+    return DriftInfo(scale=info["scale"].reshape(-1)[index], force_sq=force_sq)
 
 
 def _fold_locations(features: Tensor) -> Tensor:

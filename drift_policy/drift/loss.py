@@ -1,7 +1,7 @@
 """The drifting loss for batches of kernel problems, equal to the authors' released loss with default arguments.
 
 Shape letters: B kernel problems, G generated samples, P positives, N extra negatives, M = G + N + P targets,
-S flattened sample size, R temperatures.
+S flattened sample size, R temperatures, F features that the problems belong to (one for actions).
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,15 @@ _LARGEST_MAGNITUDE = 1e6
 
 
 class DriftInfo(TypedDict):
-    """What to plot beside the loss, which is nearly constant by construction. No entry carries a gradient."""
+    """What to plot beside the loss, which is nearly constant by construction. No entry carries a gradient.
+
+    Scalars; with several features a vector [F].
+    """
 
     scale: Tensor
-    """Mean weighted distance between samples and targets, scalar, in the unit of the samples."""
+    """Mean weighted distance between samples and targets, in the unit of the samples."""
     force_sq: dict[float, Tensor]
-    """Mean squared force before its normalisation, one scalar a temperature (its position, if they are a tensor): this
+    """Mean squared force before its normalisation, of every temperature (its position, if they are a tensor): this
     falls as the sets meet."""
 
 
@@ -45,12 +48,21 @@ class _Targets(NamedTuple):
     num_negatives: int  # G + N; the remaining columns are positives
 
 
+class _Settings(NamedTuple):
+    """How the field is taken; see `drift_loss`."""
+
+    temperatures: Tensor  # [R]
+    affinity_floor: float
+    scope: Scope
+    num_features: int = 1
+
+
 class _Field(NamedTuple):
     """The normalised force on every sample, and the coordinates it is given in: (gen - centre) / unit / input_scale."""
 
     samples: Tensor  # [B, G, S] in these coordinates
     force: Tensor  # [B, G, S] in these coordinates, summed over temperatures
-    force_sq: Tensor  # [R]
+    force_sq: Tensor  # [R, F]
     centre: Tensor  # [B, 1, S]
     unit: Tensor  # [B, 1, 1]
     input_scale: Tensor  # broadcastable to [B, 1, 1]
@@ -68,6 +80,7 @@ def drift_loss(
     temperatures: Sequence[float] | Tensor = DEFAULT_TEMPERATURES,
     affinity_floor: float = 1e-6,
     scope: Scope = "batch",
+    num_features: int = 1,
 ) -> tuple[Tensor, DriftInfo]:
     """Return the drifting loss (Eq. 6 with the normalisations of appendix A.6) of B separate kernel problems.
 
@@ -87,27 +100,35 @@ def drift_loss(
             every far positive pull a little; 0 is the paper's formula, which keeps far modes apart.
         scope: "batch" takes one distance scale and one force norm over the batch (released code);
             "group" takes them for each of the B problems.
+        num_features: F, of which each has B / F of the problems, one feature after the other: the statistics of
+            `scope="batch"` are those of a feature. One call then computes what F calls would, by fewer kernels.
 
     Returns:
         The loss of each problem, [B], and a `DriftInfo`, both in the precision of `gen`, but at least float32.
 
     Raises:
-        ValueError: a wrong shape, a non-finite entry, a bad temperature, floor or scope; names the argument.
-            On an accelerator non-finite entries fail a device-side assertion, which does not stall training.
+        ValueError: a wrong shape, a non-finite entry, a bad temperature, floor, scope or number of features;
+            names the argument. On an accelerator non-finite entries fail a device-side assertion, which does not stall
+            training.
     """
     _validate(gen, pos, neg, weight_gen, weight_pos, weight_neg)
     _check_settings(temperatures, affinity_floor, scope)
+    if num_features < 1 or gen.shape[0] % num_features:
+        raise ValueError(f"num_features must divide the {gen.shape[0]} problems of gen, but is {num_features}.")
     with torch.autocast(gen.device.type, enabled=False):
         gen = gen.to(torch.promote_types(gen.dtype, torch.float32))
         with torch.no_grad():
             weights = (weight_gen, weight_pos, weight_neg)
-            field = _field(gen, pos, neg, weights, _as_tensor(temperatures, gen), affinity_floor, scope)
+            settings = _Settings(_as_tensor(temperatures, gen), affinity_floor, scope, num_features)
+            field = _field(gen, pos, neg, weights, settings)
             goal = field.samples + field.force
         loss = ((gen - field.centre) / field.unit / field.input_scale - goal).square().mean(dim=(1, 2))
 
     names = range(len(temperatures)) if isinstance(temperatures, Tensor) else temperatures
-    info = DriftInfo(scale=(field.scale * field.unit).mean(), force_sq=dict(zip(names, field.force_sq, strict=True)))
-    return loss, info
+    scale, force_sq = (field.scale * field.unit).reshape(num_features, -1).mean(dim=1), field.force_sq
+    if num_features == 1:
+        scale, force_sq = scale.squeeze(0), force_sq.squeeze(1)
+    return loss, DriftInfo(scale=scale, force_sq=dict(zip(names, force_sq, strict=True)))
 
 
 def drifted_samples(
@@ -136,7 +157,8 @@ def drifted_samples(
     with torch.autocast(gen.device.type, enabled=False):
         gen = gen.detach().to(torch.promote_types(gen.dtype, torch.float32))
         floor = max(affinity_floor, _DIFFERENTIABLE_FLOOR)
-        field = _field(gen, pos.detach(), None, (None, None, None), _as_tensor(temperatures, gen), floor, scope)
+        settings = _Settings(_as_tensor(temperatures, gen), floor, scope)
+        field = _field(gen, pos.detach(), None, (None, None, None), settings)
         return gen + field.force / len(temperatures) * field.input_scale * field.unit
 
 
@@ -159,9 +181,7 @@ def _field(
     pos: Tensor,
     neg: Tensor | None,
     weights: tuple[Tensor | None, Tensor | None, Tensor | None],
-    temperatures: Tensor,
-    affinity_floor: float,
-    scope: Scope,
+    settings: _Settings,
 ) -> _Field:
     """Return the field at samples `gen`. It is independent of origin and unit; both keep float32 exact enough."""
     centre = gen.mean(dim=1, keepdim=True)
@@ -170,15 +190,13 @@ def _field(
     targets = targets._replace(points=targets.points / unit)
     samples = targets.points[:, : gen.shape[1]]
     distances = _distances(samples, targets.points)
-    scale = _scale(distances, targets.weights, unit, scope)
+    scale = _scale(distances, targets.weights, unit, settings)
     input_scale = (scale / gen.shape[2] ** 0.5).clamp(min=_MIN_SCALE / unit)
     force, force_sq = _normalised_force(
         distances / scale.clamp(min=_MIN_SCALE / unit),
         samples / input_scale,
         targets._replace(points=targets.points / input_scale),
-        temperatures=temperatures,
-        affinity_floor=affinity_floor,
-        scope=scope,
+        settings,
     )
     return _Field(samples / input_scale, force, force_sq, centre, unit, input_scale, scale)
 
@@ -238,33 +256,38 @@ def _distances(samples: Tensor, points: Tensor) -> Tensor:
     return squared.clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
 
 
-def _scale(distances: Tensor, weights: Tensor, unit: Tensor, scope: Scope) -> Tensor:
+def _scale(distances: Tensor, weights: Tensor, unit: Tensor, settings: _Settings) -> Tensor:
     """Weighted mean distance, broadcastable to [B, 1, 1]; self distances count, as in the released code."""
     weighted = distances * weights.unsqueeze(1)
-    if scope == "group":
+    if settings.scope == "group":
         mean_weight = weights.mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
         return (weighted.mean(dim=(1, 2)) / mean_weight).reshape(-1, 1, 1)
     # Every problem computes in its own unit: average in the unit of the input.
-    mean_distance, mean_weight = global_mean(weighted * unit, weights)
-    return mean_distance / mean_weight.clamp(min=torch.finfo(torch.float32).tiny) / unit
+    columns = [values.reshape(settings.num_features, -1).T for values in (weighted * unit, weights)]
+    mean_distance, mean_weight = global_mean(*columns, keep_last=True)  # [F]
+    mean = mean_distance / mean_weight.clamp(min=torch.finfo(torch.float32).tiny)
+    return _of_each_problem(mean.unsqueeze(0), len(unit))[0] / unit
+
+
+def _of_each_problem(values: Tensor, num_problems: int) -> Tensor:
+    """Repeat values of features [R, F] for their problems, [R, B, 1, 1]."""
+    of_each = num_problems // values.shape[1]
+    return values.unsqueeze(2).expand(-1, -1, of_each).reshape(len(values), num_problems, 1, 1)
 
 
 def _normalised_force(
     distances: Tensor,
     samples: Tensor,
     targets: _Targets,
-    *,
-    temperatures: Tensor,
-    affinity_floor: float,
-    scope: Scope,
+    settings: _Settings,
 ) -> tuple[Tensor, Tensor]:
-    """Sum over temperatures of the unit-RMS force [B, G, S], and the mean squared force of each, [R]."""
+    """Sum over temperatures of the unit-RMS force [B, G, S], and the mean squared force of each, [R, F]."""
     num_samples, num_targets = distances.shape[1:]
     self_pairs = torch.eye(num_samples, num_targets, dtype=distances.dtype, device=distances.device)
     distances = distances + _SELF_DISTANCE * self_pairs
 
-    logits = -distances / temperatures.reshape(-1, 1, 1, 1)  # [R, B, G, M]
-    affinity = (logits.softmax(dim=3) * logits.softmax(dim=2)).clamp(min=affinity_floor).sqrt()
+    logits = -distances / settings.temperatures.reshape(-1, 1, 1, 1)  # [R, B, G, M]
+    affinity = (logits.softmax(dim=3) * logits.softmax(dim=2)).clamp(min=settings.affinity_floor).sqrt()
     # Guidance weights act after both softmaxes.
     affinity = affinity * targets.weights.unsqueeze(1)
 
@@ -275,11 +298,12 @@ def _normalised_force(
     # The coefficients of a row add up to zero, so the second term only removes rounding error.
     force = coefficients @ targets.points - coefficients.sum(dim=3, keepdim=True) * samples  # [R, B, G, S]
 
-    squared = force.square()
-    if scope == "group":
-        force_sq = squared.mean(dim=(2, 3))  # [R, B]
-        norm = force_sq.clamp(min=_MIN_FORCE_SQ).sqrt().reshape(len(temperatures), -1, 1, 1)
-        return (force / norm).sum(dim=0), force_sq.mean(dim=1)
-    (force_sq,) = global_mean(squared.mean(dim=(2, 3)).transpose(0, 1), keep_last=True)  # [R]
-    norm = force_sq.clamp(min=_MIN_FORCE_SQ).sqrt().reshape(-1, 1, 1, 1)
-    return (force / norm).sum(dim=0), force_sq
+    of_problems = force.square().mean(dim=(2, 3))  # [R, B]
+    by_feature = of_problems.reshape(len(force), settings.num_features, -1)  # [R, F, B / F]
+    if settings.scope == "group":
+        norm, force_sq = of_problems.reshape(len(force), -1, 1, 1), by_feature.mean(dim=2)
+    else:
+        (mean,) = global_mean(by_feature.permute(2, 0, 1).flatten(1), keep_last=True)
+        force_sq = mean.reshape(by_feature.shape[:2])
+        norm = _of_each_problem(force_sq, of_problems.shape[1])
+    return (force / norm.clamp(min=_MIN_FORCE_SQ).sqrt()).sum(dim=0), force_sq

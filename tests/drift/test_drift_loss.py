@@ -162,6 +162,32 @@ def test_autocast_changes_nothing() -> None:
 
 
 @quick
+@given(SEEDS, FLOORS, SCOPES)
+def test_several_features_in_one_call_equal_a_call_each(seed: int, floor: float, scope: Scope) -> None:
+    problems, factors = draw_problems(seed, batch=6), torch.tensor([1.0, 30.0, 0.2])
+    scaled = {
+        name: value * factors.repeat_interleave(2).reshape(-1, 1, 1) if value.ndim == 3 else value
+        for name, value in problems.items()
+    }
+    together = loss_and_grad(scaled, affinity_floor=floor, scope=scope, num_features=3)
+    _, info = drift_loss(**scaled, affinity_floor=floor, scope=scope, num_features=3)
+    for feature in range(3):
+        own = {name: value[2 * feature : 2 * feature + 2] for name, value in scaled.items()}
+        part = (together[0][2 * feature : 2 * feature + 2], together[1][2 * feature : 2 * feature + 2])
+        assert_close(part, loss_and_grad(own, affinity_floor=floor, scope=scope))
+        _, expected = drift_loss(**own, affinity_floor=floor, scope=scope)
+        torch.testing.assert_close(info["scale"][feature], expected["scale"])
+        for temperature, force_sq in expected["force_sq"].items():
+            torch.testing.assert_close(info["force_sq"][temperature][feature], force_sq)
+
+
+@pytest.mark.parametrize("number", [0, 4])
+def test_features_share_the_problems_equally(number: int) -> None:
+    with pytest.raises(ValueError, match="num_features must divide the 6 problems of gen, but is"):
+        drift_loss(**draw_problems(0, batch=6), num_features=number)
+
+
+@quick
 @given(SEEDS, FLOORS)
 def test_group_scope_equals_separate_calls(seed: int, floor: float) -> None:
     problems = draw_problems(seed)

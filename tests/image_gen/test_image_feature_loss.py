@@ -1,13 +1,16 @@
 """The drifting loss over features: parity with a recorded training step, weights, gradients, refusals."""
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from drift_policy.drift import drift_loss
-from image_gen import load_mae
-from image_gen.feature_loss import feature_drift_loss, guidance_weights, target_features
+from drift_policy.drift import DriftInfo, drift_loss
+from image_gen import feature_loss, load_mae
+from image_gen.feature_loss import compiled_drift_loss, feature_drift_loss, guidance_weights, target_features
 from image_gen.feature_maps import Features, input_rms
 from tests.helpers.image_models import MAE_ARTIFACT, channels_first, needs_mae_artifact, recorded, small_mae
 
@@ -67,6 +70,46 @@ def test_guidance_weights_equal_the_recorded_ones() -> None:
     alpha = torch.tensor([1.0, 1.5, 4.0])
     unconditional = guidance_weights(alpha, 64, 16).sum(dim=1)
     torch.testing.assert_close(unconditional / (unconditional + 63), (alpha - 1) / alpha)
+
+
+def test_features_of_one_shape_share_a_call_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs, _, _ = step()
+    mae, calls = small_mae(in_channels=4), []
+    targets = target_features(mae.features, inputs["pos"], inputs["neg"])
+
+    def counting(*arguments: Tensor, **options: Any) -> tuple[Tensor, DriftInfo]:
+        calls.append(options["num_features"])
+        return drift_loss(*arguments, **options)
+
+    results = []
+    for most in (1, 2**20):
+        monkeypatch.setattr(feature_loss, "_MOST_ON_CPU", most)
+        gen = inputs["gen"].clone().requires_grad_()
+        loss = feature_drift_loss(mae.features, gen, targets, inputs["cfg_scale"], kernel_loss=counting)
+        results.append((loss, *torch.autograd.grad(loss.total, gen)))
+    (alone, grad_alone), (together, grad_together) = results
+    separate = calls[: len(alone.terms)]
+    assert set(separate) == {1}
+    shared = calls[len(separate) :]
+    assert max(shared) > 1 and len(shared) < len(separate) / 2 and sum(shared) == len(separate)
+    assert list(together.terms) == list(alone.terms)
+    for name, term in alone.terms.items():
+        torch.testing.assert_close(together.terms[name], term, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(together.infos[name], alone.infos[name], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(together.total, alone.total, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(grad_together, grad_alone, rtol=1e-3, atol=1e-3 * float(grad_alone.abs().max()))
+
+
+def test_a_compiled_loss_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What is traced is what could go wrong here; generating code for it takes a minute.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    inputs, _, _ = step()
+    targets = target_features(no_features, inputs["pos"], inputs["neg"])
+    losses = [
+        feature_drift_loss(no_features, inputs["gen"], targets, inputs["cfg_scale"], kernel_loss=kernel_loss)
+        for kernel_loss in (drift_loss, compiled_drift_loss())
+    ]
+    torch.testing.assert_close(losses[1].total, losses[0].total, rtol=1e-5, atol=1e-5)
 
 
 def test_every_class_and_position_is_a_problem_of_its_own() -> None:
