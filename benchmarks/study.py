@@ -3,7 +3,7 @@
     python -m benchmarks.study question=kernel
     python -m benchmarks.study question=kernel tasks=[multimodal_toy] seeds=[0,1,2,3,4] variant=energy,affinity
     python -m benchmarks.study question=kernel hydra/launcher=joblib hydra.launcher.n_jobs=2
-    python -m benchmarks.study question=network tasks=[pusht] machine=[device=cuda,trainer.compile=true]
+    python -m benchmarks.study question=network tasks=[pusht] 'machine=["device=cuda","trainer.compile=true"]'
 
 A question is a file configs/study/question/<name>.yaml that names its variants: lists of settings of the program that
 runs the task; "pusht:setting=value" is for that task alone. Every run is a real command line and leaves

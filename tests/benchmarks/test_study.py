@@ -71,6 +71,7 @@ def test_sweep_runs_once_and_is_skipped_afterwards(tmp_path: Path) -> None:
         "variant=energy,regression",
         "seeds=[3]",
         "budgets.multimodal_toy.overrides=['num_steps=2','batch_size=4']",
+        'machine=["device=cpu","trainer.compile=false"]',  # of trainings alone
         f"results={tmp_path}/results",
         f"runs={tmp_path}/runs",
     )
