@@ -132,17 +132,19 @@ def run(config: StudyConfig, question: str) -> Path:
 
 
 def _made_before(config: StudyConfig, file: Path, arguments: Sequence[str]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the result of a run of this command that still counts, of this question or another, and where it is."""
+    """Return the result of a run that counts as one of this command, of this question or another, and where it is."""
     program = config.budgets[config.task].program
     others = sorted(Path(config.results).glob(f"*/{config.task}/*_seed{config.seed}.json"))
     for known in dict.fromkeys([file, *others]):
         manifest = json.loads(known.read_text()) if known.exists() else {"command": ""}
-        if _settings(shlex.split(manifest["command"])) != _settings(["python", *arguments]):
-            continue
+        has_command = _settings(shlex.split(manifest["command"])) == _settings(["python", *arguments])
+        if not has_command and (program != TRAINING or "config" not in manifest):
+            continue  # the manifest of a training tells all its settings, also those that a command leaves out
         changed = what_changed(manifest, program, arguments[len(shlex.split(program)) :])
         if not changed:
             return known, manifest
-        print(f"stale    {known}: its command makes another run today ({', '.join(changed)})")
+        if has_command:
+            print(f"stale    {known}: its command makes another run today ({', '.join(changed)})")
     return None
 
 

@@ -5,6 +5,8 @@ A command alone does not say: the defaults that it leaves in place change, and s
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,11 @@ from drift_policy.training.run_folder import changed_settings, course_of_a_run
 TRAINING, EVALUATION, TOY = "train_policy.py", "eval_policy.py", "-m benchmarks.multimodal_toy"
 # Where and how fast a training computes: another machine's run is another only by rounding.
 MACHINE = ("device", "trainer.compile", "trainer.data_placement", "trainer.num_workers", "trainer.num_threads")
+# What a task says of policies: defaults of settings that are compared themselves.
+_OF_THE_POLICY = tuple(
+    f"task.{name}"
+    for name in ("noise_scale", "num_candidates", "mirrored", "kernel", "samples_per_observation", "dropout")
+)
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -48,7 +55,7 @@ def _changes_of_a_training(manifest: Mapping[str, Any], arguments: Sequence[str]
     changed = changed_settings(manifest.get("config", {}), course_of_a_run(config))
     return [
         # It goes by another name where another question asks for it.
-        *(name for name in changed if name not in ("name", *MACHINE)),
+        *(name for name in changed if name not in ("name", *MACHINE, *_OF_THE_POLICY)),
         *_changes_of_a_policy(manifest, config.policy),
         *_changes_of_a_protocol(manifest, config.evaluation),
     ]
@@ -100,6 +107,12 @@ def _policy(recorded: Any) -> dict[str, Any] | None:
 
 def _composed(name: str, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the configuration that a program would compose of these arguments."""
+    return deepcopy(_composed_once(name, tuple(arguments)))
+
+
+@cache
+def _composed_once(name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
+    """Compose it: one run is compared with many manifests."""
     with hydra_in(_CONFIGS):
         return resolved(compose(name, list(arguments)))
 
