@@ -16,6 +16,7 @@ PAGE = ROOT / "docs" / "image_gen.md"
 STUDIES = ("antisymmetry", "positives", "negatives", "features", "temperatures")
 DISTANCE = "Frechet distance in a small classifier of digits features"
 SCORES = (DISTANCE, "accuracy")
+_MAE_SCORES = ("precision", "recall", "accuracy")
 Scores = Mapping[str, Any]
 
 
@@ -47,8 +48,49 @@ def ordering_table(study: str, results: Path) -> str:
     return markdown([study, "Frechet distance", f"accuracy ({len(files)} seed{'s' * (len(files) > 1)})", "steps"], rows)
 
 
+def imagenette_table(results: Path) -> str:
+    """Ten classes of ImageNet: scores in the features of the very autoencoder that the generator was trained with."""
+    files = _files(results, "imagenette_h100_cfg_*.json")
+    if not files:
+        return NOT_MEASURED
+    rows = []
+    for file in files:
+        scores = file["scores"]
+        (distance,) = (value for name, value in scores.items() if name.startswith("Frechet distance"))
+        numbers = (f"{value:.2f}" for value in (distance, *(scores[name] for name in _MAE_SCORES)))
+        rows.append([f"{file['cfg_scale']:g}", *numbers, str(scores["num_samples"]), str(file["step"])])
+    return markdown(["guidance", "Frechet distance", *_MAE_SCORES, "samples", "steps"], rows)
+
+
+def speed_table(results: Path) -> str:
+    """Sampling and training of each size, beside plain references of the same run."""
+    rows = []
+    for file in _files(results, "speed*.json"):
+        machine = file["machine"]
+        device = machine["gpu"] if "cuda" in file["command"] else f"{machine['threads']} CPU thread(s)"
+        for size, row in file["sizes"].items():
+            drawn, training = row["sampling"], row["training"]
+            rows.append(
+                [
+                    size,
+                    f"{device}, {file['precision']}",
+                    f"{drawn['images_per_s']:.4g}",
+                    f"{drawn['images_per_s'] / drawn['images_per_s_plain_attention']:.2f}",
+                    f"{training['labels_per_step']} x {training['samples_per_label']}",
+                    f"{training['steps_per_s']:.2f}",
+                    f"{training['steps_per_s'] / training['steps_per_s_plain_loss']:.2f}",
+                    f"{training['drift_loss_share']:.0%}",
+                ]
+            )
+    sampling = ["images/s", "x plain attention"]
+    header = ["size", "on", *sampling, "labels x samples", "steps/s", "x plain loss", "drift loss"]
+    return markdown(header, rows) if rows else NOT_MEASURED
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "digits": digits_table,
+    "imagenette": imagenette_table,
+    "image_speed": speed_table,
     **{f"ordering_{study}": partial(ordering_table, study) for study in STUDIES},
 }
 
