@@ -44,7 +44,7 @@ class _Targets(NamedTuple):
     """Everything a sample is compared with, gradient-free: samples themselves, extra negatives, positives."""
 
     points: Tensor  # [B, M, S]
-    weights: Tensor  # [B, M]
+    weights: Tensor | None  # [B, M]; ones if absent
     num_negatives: int  # G + N; the remaining columns are positives
 
 
@@ -122,7 +122,7 @@ def drift_loss(
             settings = _Settings(_as_tensor(temperatures, gen), affinity_floor, scope, num_features)
             field = _field(gen, pos, neg, weights, settings)
             goal = field.samples + field.force
-        loss = ((gen - field.centre) / field.unit / field.input_scale - goal).square().mean(dim=(1, 2))
+        loss = ((gen - field.centre) / (field.unit * field.input_scale) - goal).square().mean(dim=(1, 2))
 
     names = range(len(temperatures)) if isinstance(temperatures, Tensor) else temperatures
     scale, force_sq = (field.scale * field.unit).reshape(num_features, -1).mean(dim=1), field.force_sq
@@ -185,19 +185,17 @@ def _field(
 ) -> _Field:
     """Return the field at samples `gen`. It is independent of origin and unit; both keep float32 exact enough."""
     centre = gen.mean(dim=1, keepdim=True)
-    targets = _gather_targets(gen - centre, pos, neg, centre, weights)
-    unit = (targets.points.abs().amax(dim=(1, 2), keepdim=True) / _LARGEST_MAGNITUDE).clamp(min=1.0)
-    targets = targets._replace(points=targets.points / unit)
+    targets = _gather_targets(gen, pos, neg, centre, weights)
+    lowest, highest = targets.points.flatten(1).aminmax(dim=1)
+    largest = torch.maximum(-lowest, highest).reshape(-1, 1, 1)
+    unit = (largest / _LARGEST_MAGNITUDE).clamp(min=1.0)
+    targets.points.div_(unit)
     samples = targets.points[:, : gen.shape[1]]
     distances = _distances(samples, targets.points)
     scale = _scale(distances, targets.weights, unit, settings)
     input_scale = (scale / gen.shape[2] ** 0.5).clamp(min=_MIN_SCALE / unit)
-    force, force_sq = _normalised_force(
-        distances / scale.clamp(min=_MIN_SCALE / unit),
-        samples / input_scale,
-        targets._replace(points=targets.points / input_scale),
-        settings,
-    )
+    forces = _forces(distances / scale.clamp(min=_MIN_SCALE / unit), targets, settings)
+    force, force_sq = _normalised_force(forces, input_scale, settings)
     return _Field(samples / input_scale, force, force_sq, centre, unit, input_scale, scale)
 
 
@@ -225,7 +223,7 @@ def _validate(
 
 
 def _gather_targets(
-    samples: Tensor,
+    gen: Tensor,
     pos: Tensor,
     neg: Tensor | None,
     centre: Tensor,
@@ -233,19 +231,22 @@ def _gather_targets(
 ) -> _Targets:
     """Stack samples, extra negatives and positives to one [B, M, S] tensor relative to `centre`."""
     weight_gen, weight_pos, weight_neg = weights
-    parts = [(samples, weight_gen)]
+    parts = [(gen, weight_gen)]
     if neg is not None:
-        parts.append((neg.to(centre.dtype) - centre, weight_neg))
-    parts.append((pos.to(centre.dtype) - centre, weight_pos))
+        parts.append((neg.to(gen.dtype), weight_neg))
+    parts.append((pos.to(gen.dtype), weight_pos))
+    all_weights = None
+    if any(weight is not None for _, weight in parts):
+        all_weights = torch.cat([_or_ones(weight, points) for points, weight in parts], dim=1)
     return _Targets(
-        points=torch.cat([points for points, _ in parts], dim=1),
-        weights=torch.cat([_or_ones(weight, points) for points, weight in parts], dim=1),
+        points=torch.cat([points for points, _ in parts], dim=1).sub_(centre),
+        weights=all_weights,
         num_negatives=sum(points.shape[1] for points, _ in parts[:-1]),
     )
 
 
-def _or_ones(weights: Tensor | None, points: Tensor) -> Tensor:
-    return points.new_ones(points.shape[:2]) if weights is None else weights.to(points.dtype)
+def _or_ones(weight: Tensor | None, points: Tensor) -> Tensor:
+    return points.new_ones(points.shape[:2]) if weight is None else weight.to(points.dtype)
 
 
 def _distances(samples: Tensor, points: Tensor) -> Tensor:
@@ -253,57 +254,77 @@ def _distances(samples: Tensor, points: Tensor) -> Tensor:
     squares_samples = samples.square().sum(dim=-1, keepdim=True)
     squares_points = points.square().sum(dim=-1).unsqueeze(1)
     squared = torch.baddbmm(squares_samples + squares_points, samples, points.transpose(1, 2), alpha=-2.0)
-    return squared.clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
+    return squared.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_()
 
 
-def _scale(distances: Tensor, weights: Tensor, unit: Tensor, settings: _Settings) -> Tensor:
+def _scale(distances: Tensor, weights: Tensor | None, unit: Tensor, settings: _Settings) -> Tensor:
     """Weighted mean distance, broadcastable to [B, 1, 1]; self distances count, as in the released code."""
-    weighted = distances * weights.unsqueeze(1)
+    means = [distances.mean(dim=(1, 2))]  # of each problem, [B]
+    if weights is not None:
+        means = [(distances.mean(dim=1) * weights).mean(dim=1), weights.mean(dim=1)]
+    tiny = torch.finfo(torch.float32).tiny
     if settings.scope == "group":
-        mean_weight = weights.mean(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
-        return (weighted.mean(dim=(1, 2)) / mean_weight).reshape(-1, 1, 1)
+        mean = means[0] if weights is None else means[0] / means[1].clamp(min=tiny)
+        return mean.reshape(-1, 1, 1)
     # Every problem computes in its own unit: average in the unit of the input.
-    columns = [values.reshape(settings.num_features, -1).T for values in (weighted * unit, weights)]
-    mean_distance, mean_weight = global_mean(*columns, keep_last=True)  # [F]
-    mean = mean_distance / mean_weight.clamp(min=torch.finfo(torch.float32).tiny)
-    return _of_each_problem(mean.unsqueeze(0), len(unit))[0] / unit
+    means[0] = means[0] * unit.flatten()
+    by_feature = global_mean(*(mean.reshape(settings.num_features, -1).T for mean in means), keep_last=True)  # [F]
+    mean = by_feature[0] if weights is None else by_feature[0] / by_feature[1].clamp(min=tiny)
+    return _of_each_problem(mean.unsqueeze(0), len(unit)).reshape(-1, 1, 1) / unit
 
 
 def _of_each_problem(values: Tensor, num_problems: int) -> Tensor:
-    """Repeat values of features [R, F] for their problems, [R, B, 1, 1]."""
-    of_each = num_problems // values.shape[1]
-    return values.unsqueeze(2).expand(-1, -1, of_each).reshape(len(values), num_problems, 1, 1)
+    """Repeat values of features [R, F] for their problems, [B, R, 1, 1]."""
+    return values.T.repeat_interleave(num_problems // values.shape[1], dim=0)[:, :, None, None]
 
 
-def _normalised_force(
-    distances: Tensor,
-    samples: Tensor,
-    targets: _Targets,
-    settings: _Settings,
-) -> tuple[Tensor, Tensor]:
-    """Sum over temperatures of the unit-RMS force [B, G, S], and the mean squared force of each, [R, F]."""
-    num_samples, num_targets = distances.shape[1:]
-    self_pairs = torch.eye(num_samples, num_targets, dtype=distances.dtype, device=distances.device)
-    distances = distances + _SELF_DISTANCE * self_pairs
+def _forces(distances: Tensor, targets: _Targets, settings: _Settings) -> Tensor:
+    """Return the force of every temperature on every sample, [B, R, G, S], in the unit of the points.
 
-    logits = -distances / settings.temperatures.reshape(-1, 1, 1, 1)  # [R, B, G, M]
-    affinity = (logits.softmax(dim=3) * logits.softmax(dim=2)).clamp(min=settings.affinity_floor).sqrt()
-    # Guidance weights act after both softmaxes.
-    affinity = affinity * targets.weights.unsqueeze(1)
-
-    negative, positive = affinity.split([targets.num_negatives, num_targets - targets.num_negatives], dim=3)
-    coefficients = torch.cat(
-        [-negative * positive.sum(dim=3, keepdim=True), positive * negative.sum(dim=3, keepdim=True)], dim=3
-    )
+    The distances, in units of their mean, are given away.
+    """
+    samples = targets.points[:, : distances.shape[1]]
+    distances.diagonal(dim1=1, dim2=2).add_(_SELF_DISTANCE)
+    logits = distances.unsqueeze(1) * -settings.temperatures.reciprocal().reshape(-1, 1, 1)  # [B, R, G, M]
+    coefficients = _coefficients(logits, targets, settings.affinity_floor)
+    # Temperatures are rows of one product, since a product of each would copy the points.
+    force = (coefficients.flatten(1, 2) @ targets.points).unflatten(1, coefficients.shape[1:3])
     # The coefficients of a row add up to zero, so the second term only removes rounding error.
-    force = coefficients @ targets.points - coefficients.sum(dim=3, keepdim=True) * samples  # [R, B, G, S]
+    return torch.addcmul(force, coefficients.sum(dim=3, keepdim=True), samples.unsqueeze(1), value=-1)
 
-    of_problems = force.square().mean(dim=(2, 3))  # [R, B]
-    by_feature = of_problems.reshape(len(force), settings.num_features, -1)  # [R, F, B / F]
+
+def _coefficients(logits: Tensor, targets: _Targets, affinity_floor: float) -> Tensor:
+    """Return how strongly every target pulls (positives) or pushes (the others) a sample, [B, R, G, M]."""
+    # Guidance weights act after both softmaxes.
+    weights = None if targets.weights is None else targets.weights[:, None, None, :]
+    sizes = [targets.num_negatives, logits.shape[3] - targets.num_negatives]
+    rows, columns = logits.softmax(dim=3), logits.softmax(dim=2)
+    if torch.is_grad_enabled():  # the backward pass needs what the lines below overwrite
+        affinity = (rows * columns).clamp(min=affinity_floor).sqrt()
+        negative, positive = (affinity if weights is None else affinity * weights).split(sizes, dim=3)
+        pushes, pulls = negative.sum(dim=3, keepdim=True), positive.sum(dim=3, keepdim=True)
+        return torch.cat([-negative * pulls, positive * pushes], dim=3)
+    affinity = rows.mul_(columns).clamp_(min=affinity_floor).sqrt_()
+    if weights is not None:
+        affinity.mul_(weights)
+    negative, positive = affinity.split(sizes, dim=3)
+    pushes, pulls = negative.sum(dim=3, keepdim=True), positive.sum(dim=3, keepdim=True)
+    negative.mul_(-pulls)
+    positive.mul_(pushes)
+    return affinity
+
+
+def _normalised_force(forces: Tensor, input_scale: Tensor, settings: _Settings) -> tuple[Tensor, Tensor]:
+    """Sum over temperatures of the unit-RMS force [B, G, S], and the mean squared force of each, [R, F].
+
+    Both in units of the input scale, [B, 1, 1], where forces are in that of the points.
+    """
+    of_problems = forces.square().mean(dim=(2, 3)) / input_scale.square().squeeze(2)  # [B, R]
+    by_feature = of_problems.reshape(settings.num_features, -1, forces.shape[1])  # [F, B / F, R]
     if settings.scope == "group":
-        norm, force_sq = of_problems.reshape(len(force), -1, 1, 1), by_feature.mean(dim=2)
+        norm, force_sq = of_problems[:, :, None, None], by_feature.mean(dim=1).T
     else:
-        (mean,) = global_mean(by_feature.permute(2, 0, 1).flatten(1), keep_last=True)
-        force_sq = mean.reshape(by_feature.shape[:2])
-        norm = _of_each_problem(force_sq, of_problems.shape[1])
-    return (force / norm.clamp(min=_MIN_FORCE_SQ).sqrt()).sum(dim=0), force_sq
+        (mean,) = global_mean(by_feature.transpose(0, 1).flatten(1), keep_last=True)  # [F R]
+        force_sq = mean.reshape(settings.num_features, -1).T
+        norm = _of_each_problem(force_sq, len(forces))
+    return (forces / norm.clamp(min=_MIN_FORCE_SQ).sqrt()).sum(dim=1) / input_scale, force_sq

@@ -44,7 +44,9 @@ def check_weights(name: str, value: Tensor, samples: Tensor) -> None:
         raise ValueError(f"{name} must have shape {expected}, but has {list(value.shape)}.")
     if value.device != samples.device:
         raise ValueError(f"{name} is on {value.device}, but gen is on {samples.device}: move one of them.")
-    _check_all(torch.isfinite(value) & (value >= 0), f"{name} must be finite and not negative.")
+    if value.numel():
+        lowest, highest = value.aminmax()
+        _check_all((lowest >= 0) & torch.isfinite(highest), f"{name} must be finite and not negative.")
 
 
 def check_temperature(name: str, value: float) -> None:
@@ -75,7 +77,8 @@ def check_temperatures(name: str, values: Sequence[float] | Tensor) -> None:
 
 def check_finite(name: str, value: Tensor) -> None:
     """Require that every entry is finite."""
-    _check_all(torch.isfinite(value), f"{name} must be finite, but holds NaN or infinity.")
+    if value.numel():  # one pass: the extremes of a tensor with NaN are NaN
+        _check_all(torch.isfinite(torch.stack(value.aminmax())), f"{name} must be finite, but holds NaN or infinity.")
 
 
 def _check_floating(name: str, value: Tensor) -> None:
