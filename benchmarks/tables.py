@@ -100,7 +100,7 @@ def pusht_image_table(results: Path) -> str:
         ("diffusion", "diffusion (DDPM)"),
         ("regression", "regression"),
         ("drift_energy_gpu", "drift: energy kernel, 16 candidates, horizon 12, 15,000 steps on an H100"),
-        ("diffusion_gpu", "diffusion (DDPM), 30,000 steps of 256 windows on an H100"),
+        ("diffusion_gpu", "diffusion (DDPM), 30,000 steps on an H100"),
     )
     return _method_table(results / "pusht_image", kinds)
 
