@@ -67,23 +67,24 @@ def speed_table(results: Path) -> str:
     rows = []
     for file in _files(results, "speed*.json"):
         machine = file["machine"]
-        device = machine["gpu"] if "cuda" in file["command"] else f"{machine['threads']} CPU thread(s)"
+        device = machine["gpu"] if "--device cuda" in file["command"] else f"{machine['threads']} CPU thread(s)"
+        mode = ", ".join([file["precision"], *(["compiled"] if "--compile" in file["command"].split() else [])])
         for size, row in file["sizes"].items():
             drawn, training = row["sampling"], row["training"]
             rows.append(
                 [
                     size,
-                    f"{device}, {file['precision']}",
+                    f"{device}, {mode}",
                     f"{drawn['images_per_s']:.4g}",
                     f"{drawn['images_per_s'] / drawn['images_per_s_plain_attention']:.2f}",
                     f"{training['labels_per_step']} x {training['samples_per_label']}",
                     f"{training['steps_per_s']:.2f}",
-                    f"{training['steps_per_s'] / training['steps_per_s_plain_loss']:.2f}",
                     f"{training['drift_loss_share']:.0%}",
+                    f"{training['plain_loss']['seconds'] / training['drift_loss']['seconds']:.2f}",
                 ]
             )
     sampling = ["images/s", "x plain attention"]
-    header = ["size", "on", *sampling, "labels x samples", "steps/s", "x plain loss", "drift loss"]
+    header = ["size", "on", *sampling, "labels x samples", "steps/s", "drift loss", "x plain loss"]
     return markdown(header, rows) if rows else NOT_MEASURED
 
 

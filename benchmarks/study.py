@@ -26,7 +26,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from benchmarks.study_reuse import EVALUATION, MACHINE, TRAINING, what_changed
+from benchmarks.study_reuse import EVALUATION, MACHINE, TRAINING, sources, what_changed
 from drift_policy.cli import command_line, resolved
 from drift_policy.config import parse_config
 from drift_policy.errors import ConfigurationError, UserError
@@ -137,9 +137,12 @@ def _made_before(config: StudyConfig, file: Path, arguments: Sequence[str]) -> t
     others = sorted(Path(config.results).glob(f"*/{config.task}/*_seed{config.seed}.json"))
     for known in dict.fromkeys([file, *others]):
         manifest = json.loads(known.read_text()) if known.exists() else {"command": ""}
-        has_command = _settings(shlex.split(manifest["command"])) == _settings(["python", *arguments])
-        if not has_command and (program != TRAINING or "config" not in manifest):
-            continue  # the manifest of a training tells all its settings, also those that a command leaves out
+        made = shlex.split(manifest["command"])
+        has_command = _settings(made, program) == _settings(["python", *arguments], program)
+        # The manifest of a training tells all its settings, also those that a command leaves out.
+        tells_all = program == TRAINING and "config" in manifest and sources(made) == sources(arguments)
+        if not has_command and not tells_all:
+            continue
         changed = what_changed(manifest, program, arguments[len(shlex.split(program)) :])
         if not changed:
             return known, manifest
@@ -148,9 +151,10 @@ def _made_before(config: StudyConfig, file: Path, arguments: Sequence[str]) -> t
     return None
 
 
-def _settings(arguments: Sequence[str]) -> list[str]:
-    """Leave out of a command where it writes to and where it computes."""
-    return [argument for argument in arguments if argument.partition("=")[0] not in ("name", "output", *MACHINE)]
+def _settings(arguments: Sequence[str], program: str) -> list[str]:
+    """Leave out of a command where it writes to, and where a training computes."""
+    ignored = ("name", "output", *(MACHINE if program == TRAINING else ()))
+    return [argument for argument in arguments if argument.partition("=")[0] not in ignored]
 
 
 def _for_task(task: str, settings: list[str], tasks: Iterable[str]) -> list[str]:

@@ -25,8 +25,9 @@ from drift_policy.training.config import TrainConfig
 from drift_policy.training.run_folder import changed_settings, course_of_a_run
 
 TRAINING, EVALUATION, TOY = "train_policy.py", "eval_policy.py", "-m benchmarks.multimodal_toy"
-# Where and how fast a training computes: another machine's run is another only by rounding.
+# Where and how fast a training computes. Another machine rounds otherwise and draws other dropout, as another seed does.
 MACHINE = ("device", "trainer.compile", "trainer.data_placement", "trainer.num_workers", "trainer.num_threads")
+_SOURCES = ("data_path", "plugins")
 # What a task says of policies: defaults of settings that are compared themselves.
 _OF_THE_POLICY = tuple(
     f"task.{name}"
@@ -50,14 +51,26 @@ def what_changed(manifest: Mapping[str, Any], program: str, arguments: Sequence[
     return list(dict.fromkeys(kinds[program](manifest, arguments))) if program in kinds else []
 
 
+def sources(arguments: Sequence[str]) -> set[str]:
+    """Return what a command says of the data and the code of others that it uses, which no manifest tells."""
+    return {argument for argument in arguments if argument.partition("=")[0].lstrip("+") in _SOURCES}
+
+
 def _changes_of_a_training(manifest: Mapping[str, Any], arguments: Sequence[str]) -> list[str]:
     config = parse_config(TrainConfig, _composed("train", arguments))
-    changed = changed_settings(manifest.get("config", {}), course_of_a_run(config))
+    try:
+        changed = changed_settings(manifest.get("config", {}), course_of_a_run(config))
+    except UserError:  # of a head or network that is no longer there
+        return ["config"]
+    env = config.task.env
+    if env is not None and not manifest.get("evaluation"):
+        return ["evaluation"]
+    protocol = config.evaluation if env is None else config.evaluation.for_task(env.max_steps)
     return [
         # It goes by another name where another question asks for it.
         *(name for name in changed if name not in ("name", *MACHINE, *_OF_THE_POLICY)),
         *_changes_of_a_policy(manifest, config.policy),
-        *_changes_of_a_protocol(manifest, config.evaluation),
+        *_changes_of_a_protocol(manifest, protocol),
     ]
 
 

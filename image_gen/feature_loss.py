@@ -20,9 +20,9 @@ from drift_policy.drift import DEFAULT_TEMPERATURES, DriftInfo, drift_loss
 from image_gen.feature_maps import Features
 
 INPUT_FEATURE = "global"  # the flattened images or latents themselves
-# Features share a call up to so many affinities, which bounds its memory: larger ones fill a device alone. On a CPU the
-# affinities shall also stay in its cache.
-_MOST_AFFINITIES, _MOST_ON_CPU = 2**25, 2**20
+# Features share a call up to so many numbers in its largest tensors, which bounds its memory: larger ones fill a device
+# alone. On a CPU the numbers shall also stay in its cache.
+_MOST_NUMBERS, _MOST_ON_CPU = 2**25, 2**20
 
 
 class KernelLoss(Protocol):
@@ -124,7 +124,7 @@ def feature_drift_loss(
     """Return the drifting loss of generated images, summed over features.
 
     With `torch.distributed` initialised, the statistics of each feature run over all processes, so all of them must
-    call this with the same features.
+    call this with the same features and as many classes and samples.
 
     Args:
         features: the encoder that made `targets`; the gradient flows through it.
@@ -138,7 +138,7 @@ def feature_drift_loss(
 
     Raises:
         ValueError: unconditional negatives without guidance scale, no feature is left, or the features of `gen` and
-            `targets` differ.
+            `targets` differ, in name or in shape.
     """
     batch, samples = gen.shape[:2]
     images = gen.flatten(0, 1)
@@ -152,71 +152,94 @@ def feature_drift_loss(
     if targets.neg is not None and cfg_scale is None:
         raise ValueError("cfg_scale is missing: the weight of unconditional negatives follows from it.")
 
-    terms: dict[str, Tensor] = {}
+    part_losses: dict[str, Tensor] = {}
     infos: dict[str, DriftInfo] = {}
-    total = gen.new_zeros((), dtype=torch.float32)
-    problems = {name: _problems(found[name].unflatten(0, (batch, samples)), targets, name) for name in names}
-    for part in _parts(problems, len(temperatures)):
-        folded = _joined([problems[name] for name in part])
+    shapes = {name: _Shape.of(found[name], targets, name, batch) for name in names}
+    for part in _parts(shapes, len(temperatures), _MOST_ON_CPU if gen.is_cpu else _MOST_NUMBERS):
+        problems = _joined(found, targets, part, batch)
         weight = None
-        if folded.neg is not None and cfg_scale is not None:
-            weight = guidance_weights(cfg_scale, samples, folded.neg.shape[1])
-            weight = weight.repeat_interleave(found[part[0]].shape[1], dim=0).repeat(len(part), 1)
+        if problems.neg is not None and cfg_scale is not None:
+            weight = guidance_weights(cfg_scale, samples, problems.neg.shape[1])
+            weight = weight.repeat_interleave(shapes[part[0]].locations, dim=0).repeat(len(part), 1)
         losses, info = kernel_loss(
-            folded.gen,
-            folded.pos,
-            folded.neg,
+            problems.gen,
+            problems.pos,
+            problems.neg,
             weight_neg=weight,
             temperatures=temperatures,
             affinity_floor=affinity_floor,
             num_features=len(part),
         )
         means = losses.reshape(len(part), -1).mean(dim=1)
-        total = total + means.sum()
-        for index, name in enumerate(part):
-            terms[name], infos[name] = means[index].detach(), _of_feature(info, index)
-    return FeatureLoss(total, {name: terms[name] for name in names}, {name: infos[name] for name in names})
+        part_losses |= dict(zip(part, means, strict=True))
+        infos |= {name: _of_feature(info, index) for index, name in enumerate(part)}
+    total = torch.stack([part_losses[name] for name in names]).sum()
+    return FeatureLoss(
+        total, {name: part_losses[name].detach() for name in names}, {name: infos[name] for name in names}
+    )
+
+
+class _Shape(NamedTuple):
+    """The sizes of a feature's kernel problems; features of one shape may share a call."""
+
+    classes: int  # B
+    locations: int  # L; each of a class is a problem of its own
+    channels: int  # C
+    samples: int  # G
+    targets: int  # M = G + N + P
+
+    @classmethod
+    def of(cls, gen: Tensor, targets: TargetFeatures, name: str, batch: int) -> _Shape:
+        """Read it off the generated samples [B G, L, C] and the targets of a feature.
+
+        Raises:
+            ValueError: the targets have other locations or channels.
+        """
+        pos, neg = targets.pos[name], None if targets.neg is None else targets.neg[name]
+        for kind, value in (("pos", pos), ("neg", neg)):
+            if value is not None and value.shape[2:] != gen.shape[1:]:
+                raise ValueError(
+                    f"The feature {name} of {kind} has locations and channels {list(value.shape[2:])}, that of gen "
+                    f"{list(gen.shape[1:])}: use images of one size."
+                )
+        samples = len(gen) // batch
+        others = pos.shape[1] + (0 if neg is None else neg.shape[1])
+        return cls(batch, gen.shape[1], gen.shape[2], samples, samples + others)
+
+    def numbers(self, num_temperatures: int) -> int:
+        """Return the numbers in the largest tensors of a call: affinities, or points and forces."""
+        affinities = num_temperatures * self.samples * self.targets
+        points_and_forces = (2 * self.targets + 3 * num_temperatures * self.samples) * self.channels
+        return self.classes * self.locations * max(affinities, points_and_forces)
 
 
 class _Problems(NamedTuple):
-    """The kernel problems of a feature, or of several one after the other: locations are folded into the batch."""
+    """The kernel problems of one or several features, one after the other: locations are folded into the batch."""
 
-    gen: Tensor  # [B L, G, C]
-    pos: Tensor  # [B L, P, C]
-    neg: Tensor | None  # [B L, N, C]
-
-    def num_affinities(self) -> int:
-        """Return the entries of the affinities of one temperature."""
-        negatives = 0 if self.neg is None else self.neg.shape[1]
-        problems, samples = self.gen.shape[:2]
-        return problems * samples * (samples + self.pos.shape[1] + negatives)
+    gen: Tensor  # [F B L, G, C]
+    pos: Tensor  # [F B L, P, C]
+    neg: Tensor | None  # [F B L, N, C]
 
 
-def _problems(gen: Tensor, targets: TargetFeatures, name: str) -> _Problems:
-    neg = None if targets.neg is None else _fold_locations(targets.neg[name])
-    return _Problems(_fold_locations(gen), _fold_locations(targets.pos[name]), neg)
-
-
-def _parts(problems: dict[str, _Problems], num_temperatures: int) -> list[list[str]]:
+def _parts(shapes: dict[str, _Shape], num_temperatures: int, most: int) -> list[list[str]]:
     """Return the features that share a call: of one shape, and not too large together."""
-    by_shape: dict[torch.Size, list[str]] = {}
-    for name, of_feature in problems.items():
-        by_shape.setdefault(of_feature.gen.shape, []).append(name)
+    by_shape: dict[_Shape, list[str]] = {}
+    for name, shape in shapes.items():
+        by_shape.setdefault(shape, []).append(name)
     parts = []
-    for names in by_shape.values():
-        first = problems[names[0]]
-        most = _MOST_ON_CPU if first.gen.is_cpu else _MOST_AFFINITIES
-        size = max(1, most // (num_temperatures * first.num_affinities()))
+    for shape, names in by_shape.items():
+        size = max(1, most // shape.numbers(num_temperatures))
         parts += [names[start : start + size] for start in range(0, len(names), size)]
     return parts
 
 
-def _joined(parts: list[_Problems]) -> _Problems:
-    if len(parts) == 1:
-        return parts[0]
-    gen, pos = torch.cat([part.gen for part in parts]), torch.cat([part.pos for part in parts])
-    neg = [part.neg for part in parts if part.neg is not None]
-    return _Problems(gen, pos, torch.cat(neg) if neg else None)
+def _joined(found: Features, targets: TargetFeatures, names: list[str], batch: int) -> _Problems:
+    gen = [_fold_locations(found[name].unflatten(0, (batch, -1))) for name in names]
+    pos = [_fold_locations(targets.pos[name]) for name in names]
+    neg = None if targets.neg is None else [_fold_locations(targets.neg[name]) for name in names]
+    if len(names) == 1:
+        return _Problems(gen[0], pos[0], None if neg is None else neg[0])
+    return _Problems(torch.cat(gen), torch.cat(pos), None if neg is None else torch.cat(neg))
 
 
 def _of_feature(info: DriftInfo, index: int) -> DriftInfo:

@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from benchmarks import image_tables, tables
+from benchmarks.gpu_suite import tables as gpu_tables
 
 
 def manifest(seed: int, scores: list[float]) -> dict[str, Any]:
@@ -35,9 +37,10 @@ def test_markers_are_required_once(tmp_path: Path) -> None:
         tables.fill("no tables here", tmp_path)
 
 
-def test_image_page_shows_what_the_result_files_say() -> None:
-    page = image_tables.PAGE.read_text()
-    assert tables.fill(page, tables.RESULTS, required=image_tables.TABLES, optional={}) == page
+@pytest.mark.parametrize("generated", [image_tables, gpu_tables])
+def test_other_pages_show_what_the_result_files_say(generated: ModuleType) -> None:
+    page = generated.PAGE.read_text()
+    assert tables.fill(page, tables.RESULTS, required=generated.TABLES, optional={}) == page
 
 
 def test_image_tables_average_over_seeds(tmp_path: Path) -> None:

@@ -22,9 +22,25 @@ def latency_table(results: Path) -> str:
             for case, row in found["methods"].items():
                 method, mode, precision = case.split("/")
                 million = f"{found['parameters'][method] / 1e6:.0f} M"
-                numbers = (f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", f"{row['times_drift']:.1f}")
+                numbers = (
+                    f"{row['p50_ms']:.2f}",
+                    f"{row['p99_ms']:.2f}",
+                    f"{row['times_drift']:.1f}",
+                    str(row["decisions"]),
+                )
                 rows.append([subject, million, method, mode, precision, *numbers, content["machine"]["gpu"]])
-    header = ["network", "parameters", "method", "mode", "precision", "p50 [ms]", "p99 [ms]", "x drift", "GPU"]
+    header = [
+        "network",
+        "parameters",
+        "method",
+        "mode",
+        "precision",
+        "p50 [ms]",
+        "p99 [ms]",
+        "x drift",
+        "decisions",
+        "GPU",
+    ]
     return markdown(header, rows) if rows else NOT_MEASURED
 
 

@@ -42,7 +42,7 @@ def plain_drift_loss(
         attraction: weight of the field towards positives.
         repulsion: weight of the field away from generated samples and negatives.
     """
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(gen.device.type, enabled=False):  # in float32, as the library's
         targets = torch.cat([gen, neg, pos], dim=1)  # [B, M, S]
         weights = torch.cat([torch.ones_like(gen[..., 0]), weight_neg, torch.ones_like(pos[..., 0])], dim=1)
         squares = gen.square().sum(2, keepdim=True) + targets.square().sum(2).unsqueeze(1)

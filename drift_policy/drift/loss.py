@@ -122,7 +122,7 @@ def drift_loss(
             settings = _Settings(_as_tensor(temperatures, gen), affinity_floor, scope, num_features)
             field = _field(gen, pos, neg, weights, settings)
             goal = field.samples + field.force
-        loss = ((gen - field.centre) / (field.unit * field.input_scale) - goal).square().mean(dim=(1, 2))
+        loss = ((gen - field.centre) / field.unit / field.input_scale - goal).square().mean(dim=(1, 2))
 
     names = range(len(temperatures)) if isinstance(temperatures, Tensor) else temperatures
     scale, force_sq = (field.scale * field.unit).reshape(num_features, -1).mean(dim=1), field.force_sq
@@ -259,17 +259,17 @@ def _distances(samples: Tensor, points: Tensor) -> Tensor:
 
 def _scale(distances: Tensor, weights: Tensor | None, unit: Tensor, settings: _Settings) -> Tensor:
     """Weighted mean distance, broadcastable to [B, 1, 1]; self distances count, as in the released code."""
-    means = [distances.mean(dim=(1, 2))]  # of each problem, [B]
+    # Of each problem, [B].
+    distance, weight = distances.mean(dim=(1, 2)), torch.ones_like(unit.flatten())
     if weights is not None:
-        means = [(distances.mean(dim=1) * weights).mean(dim=1), weights.mean(dim=1)]
+        distance, weight = (distances.mean(dim=1) * weights).mean(dim=1), weights.mean(dim=1)
     tiny = torch.finfo(torch.float32).tiny
     if settings.scope == "group":
-        mean = means[0] if weights is None else means[0] / means[1].clamp(min=tiny)
-        return mean.reshape(-1, 1, 1)
+        return (distance / weight.clamp(min=tiny)).reshape(-1, 1, 1)
     # Every problem computes in its own unit: average in the unit of the input.
-    means[0] = means[0] * unit.flatten()
-    by_feature = global_mean(*(mean.reshape(settings.num_features, -1).T for mean in means), keep_last=True)  # [F]
-    mean = by_feature[0] if weights is None else by_feature[0] / by_feature[1].clamp(min=tiny)
+    columns = (values.reshape(settings.num_features, -1).T for values in (distance * unit.flatten(), weight))
+    mean_distance, mean_weight = global_mean(*columns, keep_last=True)  # [F]
+    mean = mean_distance / mean_weight.clamp(min=tiny)
     return _of_each_problem(mean.unsqueeze(0), len(unit)).reshape(-1, 1, 1) / unit
 
 
@@ -319,7 +319,8 @@ def _normalised_force(forces: Tensor, input_scale: Tensor, settings: _Settings) 
 
     Both in units of the input scale, [B, 1, 1], where forces are in that of the points.
     """
-    of_problems = forces.square().mean(dim=(2, 3)) / input_scale.square().squeeze(2)  # [B, R]
+    # The square of a tiny scale would be zero.
+    of_problems = (forces.square().mean(dim=(2, 3)).sqrt() / input_scale.squeeze(2)).square()  # [B, R]
     by_feature = of_problems.reshape(settings.num_features, -1, forces.shape[1])  # [F, B / F, R]
     if settings.scope == "group":
         norm, force_sq = of_problems[:, :, None, None], by_feature.mean(dim=1).T

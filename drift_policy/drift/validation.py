@@ -55,7 +55,7 @@ def check_temperature(name: str, value: float) -> None:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not (math.isfinite(number) and number > 0):
+    if not 0 < number < math.inf:  # math.isfinite would break a compiled graph
         raise ValueError(f"{name} must be a positive finite number, but is {value!r}.")
 
 

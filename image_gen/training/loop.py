@@ -193,7 +193,8 @@ class TrainingLoop(Generic[Network, Step]):
         started = time.perf_counter()
         try:
             self._pending.append(self.update(self.state.step))
-        except ValueError as error:  # the drift loss refuses samples that are not finite
+        # The drift loss refuses samples that are not finite, in compiled code by a RuntimeError.
+        except (ValueError, RuntimeError) as error:
             if "finite" not in str(error):
                 raise
             raise _diverged(self.state.step, self._config) from error

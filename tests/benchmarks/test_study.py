@@ -159,6 +159,29 @@ def test_a_training_of_other_defaults_is_stale(place: str, expected: str) -> Non
     assert what_changed(recorded, TRAINING, TRAINING_ARGUMENTS) == [expected]  # type: ignore[arg-type]  # keys are names
 
 
+def test_a_training_of_another_length_or_without_evaluation_is_stale() -> None:
+    manifest = manifest_of_a_training()
+    manifest["evaluation"]["protocol"]["max_steps"] = 100
+    assert what_changed(manifest, TRAINING, TRAINING_ARGUMENTS) == ["evaluation.max_steps"]
+    assert what_changed(manifest | {"evaluation": None}, TRAINING, TRAINING_ARGUMENTS) == ["evaluation"]
+    unknown = manifest_of_a_training()
+    unknown["config"]["policy"]["head"]["name"] = "gone"
+    assert what_changed(unknown, TRAINING, TRAINING_ARGUMENTS) != []
+
+
+@pytest.mark.parametrize(("said", "counts"), [([], True), (["data_path=other.zarr"], False)])
+def test_a_training_counts_whatever_its_command_left_out_but_its_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], counts: bool
+) -> None:
+    study = config(task="other", results=str(tmp_path / "results"), runs=str(tmp_path / "runs"))
+    made = {"command": shlex.join(["python", "train_policy.py", "task=other", *said]), "config": {}, "of": "earlier"}
+    write_json(tmp_path / "results/q/other/wide_seed7.json", made)
+    write_json(tmp_path / "runs/q/other/wide_seed7/manifest.json", {"command": "python", "of": "now"})
+    monkeypatch.setattr(study_module, "what_changed", lambda *_: [])
+    monkeypatch.setattr(study_module.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=0))
+    assert json.loads(study_module.run(study, "q").read_text())["of"] == ("earlier" if counts else "now")
+
+
 def test_an_evaluation_counts_while_its_checkpoint_is_there(tmp_path: Path) -> None:
     policy = tiny_policy()
     arguments = [f"ckpt={policy.save_pretrained(tmp_path / 'policy')}", "evaluation.n_episodes=3"]

@@ -210,6 +210,21 @@ def test_group_scope_ignores_a_huge_neighbour(factor: float) -> None:
     assert_close((spoiled_loss[:2], spoiled_grad[:2]), (loss[:2], grad[:2]), rtol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [1.0, 1e6, 1e20, 1e30])
+@pytest.mark.parametrize("scope", ["batch", "group"])
+def test_a_problem_without_weight_changes_nothing_however_large(factor: float, scope: Scope) -> None:
+    problems = draw_problems(3, batch=2, neg=0)
+    for name in ("weight_gen", "weight_pos"):
+        problems[name] = torch.tensor([[0.0], [1.0]]).expand_as(problems[name]).contiguous()
+    del problems["neg"], problems["weight_neg"]
+    expected = loss_and_grad(problems, scope=scope)
+    problems["gen"][0] *= factor
+    loss, grad = loss_and_grad(problems, scope=scope)
+    torch.testing.assert_close(loss[1], expected[0][1], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(grad[1], expected[1][1], rtol=1e-3, atol=1e-5)
+    assert float(loss[0]) < 1 and float(grad[0].abs().max()) < 1
+
+
 def test_batch_scope_couples_the_problems() -> None:
     problems = draw_problems(0)
     problems["gen"] = problems["gen"] * torch.tensor([0.1, 1.0, 20.0]).reshape(3, 1, 1)

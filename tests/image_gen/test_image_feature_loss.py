@@ -102,14 +102,23 @@ def test_features_of_one_shape_share_a_call_and_change_nothing(monkeypatch: pyte
 
 def test_a_compiled_loss_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     # What is traced is what could go wrong here; generating code for it takes a minute.
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
     inputs, _, _ = step()
-    targets = target_features(no_features, inputs["pos"], inputs["neg"])
+    mae = small_mae(in_channels=4)
+    targets = target_features(mae.features, inputs["pos"], inputs["neg"])
     losses = [
-        feature_drift_loss(no_features, inputs["gen"], targets, inputs["cfg_scale"], kernel_loss=kernel_loss)
+        feature_drift_loss(mae.features, inputs["gen"], targets, inputs["cfg_scale"], kernel_loss=kernel_loss)
         for kernel_loss in (drift_loss, compiled_drift_loss())
     ]
     torch.testing.assert_close(losses[1].total, losses[0].total, rtol=1e-5, atol=1e-5)
+
+
+def test_targets_of_another_size_are_refused() -> None:
+    inputs, _, _ = step()
+    half = inputs["pos"].shape[-1] // 2
+    targets = target_features(no_features, inputs["pos"][..., :half, :half])
+    with pytest.raises(ValueError, match="use images of one size"):
+        feature_drift_loss(no_features, inputs["gen"], targets)
 
 
 def test_every_class_and_position_is_a_problem_of_its_own() -> None:

@@ -164,6 +164,18 @@ def test_cached_latents_train_where_only_torch_is(tmp_path: Path) -> None:
         train_tiny(tmp_path, *own, "dataset.crop=random_resized", "name=crop")
 
 
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])  # the latter from a compiled loss
+def test_samples_that_are_not_finite_end_the_training_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def update(loop: object, step: int) -> None:
+        raise error("gen must be finite, but holds NaN or infinity.")
+
+    monkeypatch.setattr(loop_module.TrainingLoop, "update", update)
+    with pytest.raises(UserError, match="diverged before step 0"):
+        train_tiny(tmp_path)
+
+
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bare_main([str(tmp_path / "absent.json")])
