@@ -25,7 +25,7 @@ from drift_policy.training.config import TrainConfig
 from drift_policy.training.run_folder import changed_settings, course_of_a_run
 
 TRAINING, EVALUATION, TOY = "train_policy.py", "eval_policy.py", "-m benchmarks.multimodal_toy"
-# Where and how fast a training computes. Another machine rounds otherwise and draws other dropout, as another seed does.
+# Where and how fast a training computes. Another machine rounds otherwise and draws another dropout, as a seed does.
 MACHINE = ("device", "trainer.compile", "trainer.data_placement", "trainer.num_workers", "trainer.num_threads")
 _SOURCES = ("data_path", "plugins")
 # What a task says of policies: defaults of settings that are compared themselves.
