@@ -22,7 +22,7 @@ from image_gen.feature_maps import Features
 INPUT_FEATURE = "global"  # the flattened images or latents themselves
 # Features share a call up to so many numbers in its largest tensors, which bounds its memory: larger ones fill a device
 # alone. On a CPU the numbers shall also stay in its cache.
-_MOST_NUMBERS, _MOST_ON_CPU = 2**25, 2**20
+_MOST_NUMBERS, _MOST_ON_CPU = 2**27, 2**20
 
 
 class KernelLoss(Protocol):
@@ -144,13 +144,7 @@ def feature_drift_loss(
     images = gen.flatten(0, 1)
     found = features(images) | {INPUT_FEATURE: images.flatten(1).unsqueeze(1)}
     names = [name for name in found if select is None or select(name)]
-    if not names or found.keys() != targets.pos.keys():
-        raise ValueError(
-            f"The encoder gives the features {sorted(found)}, the targets hold {sorted(targets.pos)}, and {len(names)} "
-            "are selected: use one encoder for both, and select at least one feature."
-        )
-    if targets.neg is not None and cfg_scale is None:
-        raise ValueError("cfg_scale is missing: the weight of unconditional negatives follows from it.")
+    _check_features(found, names, targets, cfg_scale)
 
     part_losses: dict[str, Tensor] = {}
     infos: dict[str, DriftInfo] = {}
@@ -177,6 +171,16 @@ def feature_drift_loss(
     return FeatureLoss(
         total, {name: part_losses[name].detach() for name in names}, {name: infos[name] for name in names}
     )
+
+
+def _check_features(found: Features, names: list[str], targets: TargetFeatures, cfg_scale: Tensor | None) -> None:
+    if not names or found.keys() != targets.pos.keys():
+        raise ValueError(
+            f"The encoder gives the features {sorted(found)}, the targets hold {sorted(targets.pos)}, and {len(names)} "
+            "are selected: use one encoder for both, and select at least one feature."
+        )
+    if targets.neg is not None and cfg_scale is None:
+        raise ValueError("cfg_scale is missing: the weight of unconditional negatives follows from it.")
 
 
 class _Shape(NamedTuple):
