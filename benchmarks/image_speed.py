@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 from unittest import mock
 
@@ -121,19 +122,20 @@ def measure(case: Case) -> dict[str, Any]:
     used: LossOfFeatures = drifting_loss
     if case.compile:
         used = partial(drifting_loss, kernel_loss=compiled_drift_loss())
-    plain = PlainLossOfFeatures()
-    training: dict[str, Any] = {
+    losses: dict[str, LossOfFeatures] = {"drift_loss": used, "plain_loss": PlainLossOfFeatures()}
+    steps = _step_seconds(case, generator, features, losses)
+    if case.compile:
+        losses["drift_loss_not_compiled"] = drifting_loss
+    costs = _loss_costs(case, generator, features, losses)
+    result["training"] = {
         "labels_per_step": case.labels,
         "samples_per_label": case.samples,
-        "steps_per_s": _steps_per_s(case, generator, features, used),
-        "steps_per_s_plain_loss": _steps_per_s(case, generator, features, plain),
-        "drift_loss": _loss_costs(case, generator, features, used),
-        "plain_loss": _loss_costs(case, generator, features, plain),
+        "steps_per_s": 1 / steps["drift_loss"],
+        "steps_per_s_plain_loss": 1 / steps["plain_loss"],
+        **costs,
+        "drift_loss_share": costs["drift_loss"]["seconds"] / steps["drift_loss"],
     }
-    if case.compile:
-        training["drift_loss_not_compiled"] = _loss_costs(case, generator, features, drifting_loss)
-    training["drift_loss_share"] = training["drift_loss"]["seconds"] * training["steps_per_s"]
-    return result | {"training": training}
+    return result
 
 
 def _sampling(case: Case, generator: DiT) -> dict[str, Any]:
@@ -147,22 +149,35 @@ def _sampling(case: Case, generator: DiT) -> dict[str, Any]:
         with _autocast(case):
             generator(noise, class_ids, 1.0)
 
-    fused = batch / _seconds_each(draw, case)
-    with mock.patch.object(functional, "scaled_dot_product_attention", plain_attention):
-        plain = batch / _seconds_each(draw, case)
-    return {"batch": batch, "images_per_s": fused, "images_per_s_plain_attention": plain}
+    def draw_plainly() -> None:
+        with mock.patch.object(functional, "scaled_dot_product_attention", plain_attention):
+            draw()
+
+    seconds = _medians({"fused": draw, "plain": draw_plainly}, case)
+    return {
+        "batch": batch,
+        "images_per_s": batch / seconds["fused"],
+        "images_per_s_plain_attention": batch / seconds["plain"],
+    }
 
 
-def _steps_per_s(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFeatures) -> float:
-    loop = _training(case, generator, features, loss)
-    loop.objective.begin_training(0, has_state=False)
-    numbers = iter(range(10**9))
-    return 1 / _seconds_each(lambda: loop.update(next(numbers)), case)
+def _step_seconds(
+    case: Case, generator: DiT, features: MaeFeatures, losses: dict[str, LossOfFeatures]
+) -> dict[str, float]:
+    """Return the time of a training step with each loss."""
+    steps = {}
+    for name, loss in losses.items():
+        loop = _training(case, generator, features, loss)
+        loop.objective.begin_training(0, has_state=False)
+        steps[name] = partial(lambda loop, numbers: loop.update(next(numbers)), loop, iter(range(10**9)))
+    return _medians(steps, case)
 
 
-def _loss_costs(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFeatures) -> dict[str, float | None]:
-    """Return time and memory of the loss alone: features are there, and the gradient ends at them."""
-    objective = _training(case, generator, features, loss).objective
+def _loss_costs(
+    case: Case, generator: DiT, features: MaeFeatures, losses: dict[str, LossOfFeatures]
+) -> dict[str, dict[str, Any]]:
+    """Return time and memory of each loss alone: features are there, and the gradient ends at them."""
+    objective = _training(case, generator, features, drifting_loss).objective
     assert isinstance(objective, DriftObjective)  # `_training` makes one
     objective.begin_training(0, has_state=False)
     step = objective.begin(0)
@@ -184,17 +199,23 @@ def _loss_costs(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfF
         targets = target_features(features.features, step.positives, step.unconditional)
     config = objective._config
 
-    def run() -> None:
+    def run(loss: LossOfFeatures) -> None:
         loss(fixed, gen, targets, step.cfg_scale, config, True).total.backward()
 
-    seconds = _seconds_each(run, case)
-    if case.device.type != "cuda":
-        return {"seconds": seconds, "memory_mb": None}
-    torch.cuda.reset_peak_memory_stats(case.device)
-    before = torch.cuda.memory_allocated(case.device)
+    runs = {name: partial(run, loss) for name, loss in losses.items()}
+    seconds = _medians(runs, case)
+    return {name: {"seconds": seconds[name], "memory_mb": _memory_mb(runs[name], case.device)} for name in runs}
+
+
+def _memory_mb(run: Callable[[], object], device: torch.device) -> float | None:
+    """Return what a call needs beyond what is there, in 10^6 bytes; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
     run()
-    _wait(case.device)
-    return {"seconds": seconds, "memory_mb": (torch.cuda.max_memory_allocated(case.device) - before) / 1e6}
+    _wait(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 1e6
 
 
 def _training(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFeatures) -> TrainingLoop[DiT, Any]:
@@ -231,16 +252,20 @@ def _training(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFea
     )
 
 
-def _seconds_each(run: Callable[[], object], case: Case) -> float:
-    """Return the mean duration of a call, after one that warms up."""
-    run()
-    _wait(case.device)
-    started, calls = time.perf_counter(), 0
-    while calls < 2 or time.perf_counter() - started < case.seconds:
+def _medians(runs: Mapping[str, Callable[[], object]], case: Case) -> dict[str, float]:
+    """Return the median duration of each: they take turns, so that the machine treats them alike."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
         run()
-        calls += 1
-        _wait(case.device)
-    return (time.perf_counter() - started) / calls
+    _wait(case.device)
+    started = time.perf_counter()
+    while len(next(iter(times.values()))) < 3 or time.perf_counter() - started < case.seconds * len(runs):
+        for name, run in runs.items():
+            begun = time.perf_counter()
+            run()
+            _wait(case.device)
+            times[name].append(time.perf_counter() - begun)
+    return {name: median(values) for name, values in times.items()}
 
 
 def _wait(device: torch.device) -> None:
@@ -264,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--labels", type=int, default=4, help="N_c of a step")
     parser.add_argument("--samples", type=int, default=16, help="N_gen and N_pos")
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement")
+    parser.add_argument("--seconds", type=float, default=5.0, help="length of each measurement at least")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--checkpointing", action="store_true", help="recompute the generator's activations")
     parser.add_argument("--compile", action="store_true", help="compile the generator and the drift loss")
