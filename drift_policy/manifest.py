@@ -15,7 +15,7 @@ import torch
 
 import drift_policy
 
-# Names the commit of a copy without its history, as it travels to a machine that is lent.
+# Names the commit of a copy without its history, as it is copied to another machine.
 COMMIT_VARIABLE = "DRIFT_POLICY_COMMIT"
 _PACKAGES = (
     "torch",
