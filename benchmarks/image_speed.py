@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,18 +27,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.image_ladder.plain_loss import PlainLossOfFeatures
+from benchmarks.timing import measure_in_turns
 from drift_policy.cli import command_line
 from drift_policy.device import choose_device
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.training.parallel import Processes
 from image_gen.encoders.mae import MaeFeatures
-from image_gen.feature_loss import compiled_drift_loss, target_features
+from image_gen.feature_loss import target_features
 from image_gen.feature_maps import FeatureSettings
 from image_gen.memory_bank import MemoryBank
 from image_gen.models import DiT, build_generator, build_mae
 from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import BankConfig, DriftConfig, FeatureConfig, OptimizerConfig
-from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, drifting_loss
+from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, compiled_drifting_loss, drifting_loss
 from image_gen.training.loop import Reporting, TrainingLoop
 from image_gen.training.samples import RealSamples, SampleStream
 
@@ -55,6 +55,7 @@ ENCODERS = {
     "pixel_L": ("pixel_640", 2),
 }
 _CLASSES = 10
+_ROUNDS = 3  # turns of what is compared
 
 
 class _RandomSamples:
@@ -119,9 +120,7 @@ def measure(case: Case) -> dict[str, Any]:
     features = MaeFeatures(mae, FeatureSettings(every_k_block=every_k_block))
     result: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in generator.parameters())}
     result["sampling"] = _sampling(case, generator)
-    used: LossOfFeatures = drifting_loss
-    if case.compile:
-        used = partial(drifting_loss, kernel_loss=compiled_drift_loss())
+    used = compiled_drifting_loss() if case.compile else drifting_loss
     losses: dict[str, LossOfFeatures] = {"drift_loss": used, "plain_loss": PlainLossOfFeatures()}
     steps = _step_seconds(case, generator, features, losses)
     if case.compile:
@@ -253,19 +252,15 @@ def _training(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFea
 
 
 def _medians(runs: Mapping[str, Callable[[], object]], case: Case) -> dict[str, float]:
-    """Return the median duration of each: they take turns, so that the machine treats them alike."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    _wait(case.device)
-    started = time.perf_counter()
-    while len(next(iter(times.values()))) < 3 or time.perf_counter() - started < case.seconds * len(runs):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            run()
-            _wait(case.device)
-            times[name].append(time.perf_counter() - begun)
-    return {name: median(values) for name, values in times.items()}
+    """Return the median duration of each in seconds: they take turns, so that the machine treats them alike."""
+    calls = {name: partial(_run_to_the_end, run, case.device) for name, run in runs.items()}
+    times = measure_in_turns(calls, rounds=_ROUNDS, repeats=1, turn_s=case.seconds / _ROUNDS)
+    return {name: median(found.steady) / 1000 for name, found in times.items()}
+
+
+def _run_to_the_end(run: Callable[[], object], device: torch.device) -> None:
+    run()
+    _wait(device)
 
 
 def _wait(device: torch.device) -> None:

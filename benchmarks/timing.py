@@ -21,8 +21,10 @@ class Times:
     first: list[float] = field(default_factory=list)  # the first of every turn, after another case has run
 
 
-def measure_in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, Times]:
-    """Time every call in turns, `rounds` of them with `repeats` steady calls each, or more of fast ones."""
+def measure_in_turns(
+    calls: Mapping[str, Callable[[], Any]], rounds: int, repeats: int, turn_s: float = LEAST_TURN
+) -> dict[str, Times]:
+    """Time every call in turns, `rounds` of them with `repeats` steady calls each, or as many as fit into `turn_s`."""
     times = {label: Times() for label in calls}
     # Drawn between rounds: a thread that draws beside them would be in the times.
     with Progress(auto_refresh=False) as progress:
@@ -32,7 +34,7 @@ def measure_in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, repeat
                 while len(settling) < SETTLING_CALLS and sum(settling) < 1000 * SETTLED_AFTER:
                     settling.append(timed(call))
                 times[label].first.append(settling[0])
-                number, ends = 0, time.perf_counter() + LEAST_TURN
+                number, ends = 0, time.perf_counter() + turn_s
                 while number < repeats or time.perf_counter() < ends:
                     times[label].steady.append(timed(call))
                     number += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from image_gen.feature_loss import (
     FeatureLoss,
     KernelLoss,
     TargetFeatures,
+    compiled_drift_loss,
     feature_drift_loss,
     target_features,
 )
@@ -83,6 +85,11 @@ def drifting_loss(
         select=None if compare_input else lambda name: name != INPUT_FEATURE,
         kernel_loss=kernel_loss,
     )
+
+
+def compiled_drifting_loss() -> LossOfFeatures:
+    """Return `drifting_loss` on the compiled drift loss."""
+    return partial(drifting_loss, kernel_loss=compiled_drift_loss())
 
 
 class DriftObjective(Objective[DiT, DriftStep]):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,12 +22,11 @@ from drift_policy.training.parallel import Processes, start_processes
 from drift_policy.training.tracking import make_trackers
 from image_gen.artifacts import load_mae
 from image_gen.baselines.flow import FlowObjective
-from image_gen.feature_loss import compiled_drift_loss
 from image_gen.memory_bank import MemoryBank
 from image_gen.models import MAE, DiT
 from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import GeneratorTrainConfig, MaeTrainConfig, RunConfig
-from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, drifting_loss
+from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, compiled_drifting_loss, drifting_loss
 from image_gen.training.grids import SampleGrid
 from image_gen.training.loop import Display, Reporting, TrainingLoop
 from image_gen.training.mae_objective import MaeObjective
@@ -162,7 +160,7 @@ def _drift_objective(
         bank_config.storage,
     )
     if config.trainer.compile and loss is drifting_loss:
-        loss = partial(drifting_loss, kernel_loss=compiled_drift_loss())
+        loss = compiled_drifting_loss()
     device = processes.device if bank_config.device == "auto" else choose_device(bank_config.device)
     stream = SampleStream(samples, bank_config.push_per_step, config.seed, processes, config.dataset.num_workers)
     return DriftObjective(

@@ -10,9 +10,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from drift_policy.drift import drift_loss
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from image_gen import load_generator, load_mae
 from image_gen.data.cache_latents import CacheConfig, cache_latents
+from image_gen.models import DiT
 from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
 from image_gen.training.bare import write_config
@@ -174,6 +176,18 @@ def test_samples_that_are_not_finite_end_the_training_in_words(
     monkeypatch.setattr(loop_module.TrainingLoop, "update", update)
     with pytest.raises(UserError, match="diverged before step 0"):
         train_tiny(tmp_path)
+
+
+def test_compilation_reaches_the_network_and_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def remember(what: object, **options: object) -> object:
+        compiled.append(what)
+        return what
+
+    monkeypatch.setattr(torch, "compile", remember)
+    train_tiny(tmp_path, "trainer.compile=true")
+    assert drift_loss in compiled and any(isinstance(what, DiT) for what in compiled)
 
 
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
