@@ -40,7 +40,7 @@ from image_gen.models import DiT, build_generator, build_mae
 from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import BankConfig, DriftConfig, FeatureConfig, OptimizerConfig
 from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, compiled_drifting_loss, drifting_loss
-from image_gen.training.loop import Reporting, TrainingLoop
+from image_gen.training.loop import TrainingLoop
 from image_gen.training.samples import RealSamples, SampleStream
 
 SCRIPT = "-m benchmarks.image_speed"
@@ -245,7 +245,7 @@ def _training(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFea
         objective,
         OptimizerConfig(precision=case.precision, warmup_steps=0, learning_rate=1e-6, compile=case.compile),
         store=CheckpointStore(Path()),
-        reporting=Reporting(_NoDisplay(), []),
+        display=_NoDisplay(),
         metadata={},
         seed=0,
     )

@@ -8,47 +8,30 @@ Folders below <run>/checkpoints/:
     index.json        which folder is the last and which the best
 """
 
-import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import Tensor
 
-from drift_policy.errors import CheckpointError, UserError
+from drift_policy.errors import CheckpointError
 from drift_policy.policy import Policy
 from drift_policy.serialization import INDEX_FILE, save_policy
+from drift_policy.training.saved_state import (
+    STATE_FILE,
+    UNREADABLE,
+    TrainingState,
+    finish_replacing,
+    full_disk_is_user_error,
+    replacing,
+    restore_weights,
+    write_state,
+)
 
 LAST = "last"
-_TENSORS_FILE = "training.safetensors"
-_STATE_FILE = "training.json"
-_WEIGHTS, _MOMENTS = "policy.", "optimizer."
-_MOMENT_NAMES = ("exp_avg", "exp_avg_sq", "step")
-
-
-@dataclass
-class TrainingState:
-    """The part of a run's state that is not tensors."""
-
-    step: int = 0
-    ema_updates: int = 0
-    done_events: list[str] = field(default_factory=list)  # what has been done at this very step
-    training_s: float = 0.0  # seconds spent on updates
-    best: list["ScoredCheckpoint"] = field(default_factory=list)  # best first
 
 
 @dataclass
@@ -58,6 +41,13 @@ class ScoredCheckpoint:
     folder: str
     step: int
     score: float
+
+
+@dataclass
+class PolicyTrainingState(TrainingState):
+    """With the checkpoints that are kept."""
+
+    best: list[ScoredCheckpoint] = field(default_factory=list)  # best first
 
 
 class CheckpointStore:
@@ -77,10 +67,10 @@ class CheckpointStore:
 
     def has_last(self) -> bool:
         """Whether there is a checkpoint to resume from."""
-        self._finish_interrupted_swap()
-        return (self._folder / LAST / _STATE_FILE).is_file()
+        finish_replacing(self._folder / LAST)
+        return (self._folder / LAST / STATE_FILE).is_file()
 
-    def save_last(self, ema_policy: Policy, tensors: Mapping[str, Tensor], state: TrainingState) -> None:
+    def save_last(self, ema_policy: Policy, tensors: Mapping[str, Tensor], state: PolicyTrainingState) -> None:
         """Replace the last checkpoint; the previous one stays valid until the new one is complete.
 
         Args:
@@ -91,20 +81,13 @@ class CheckpointStore:
         Raises:
             UserError: the disk is full.
         """
-        temporary, last, old = (self._folder / name for name in ("last.tmp", LAST, "last.old"))
-        with full_disk_is_user_error(last):
-            shutil.rmtree(temporary, ignore_errors=True)
-            save_policy(ema_policy, temporary)
-            save_file(dict(tensors), temporary / _TENSORS_FILE)
-            (temporary / _STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
-            shutil.rmtree(old, ignore_errors=True)
-            if last.exists():
-                last.rename(old)
-            temporary.rename(last)
-            shutil.rmtree(old, ignore_errors=True)
+        with replacing(self._folder / LAST) as folder:
+            save_policy(ema_policy, folder)
+            write_state(folder, state, tensors)
+        with full_disk_is_user_error(self._folder / LAST):
             self._write_index(state.best)
 
-    def load_last(self, ema_policy: Policy, policy: Policy) -> tuple[TrainingState, dict[str, Tensor]]:
+    def load_last(self, ema_policy: Policy, policy: Policy) -> tuple[PolicyTrainingState, dict[str, Tensor]]:
         """Put the weights back as they were saved.
 
         Returns:
@@ -115,22 +98,16 @@ class CheckpointStore:
         """
         folder = self._folder / LAST
         try:
-            state = _read_state(folder / _STATE_FILE)
-            tensors = load_file(folder / _TENSORS_FILE)
-            ema_policy.load_state_dict(load_file(folder / "model.safetensors"))
-            policy.load_state_dict(_below(_WEIGHTS, tensors))
-            moments = _below(_MOMENTS, tensors)
-            expected = {f"{name}.{moment}" for name, _ in policy.named_parameters() for moment in _MOMENT_NAMES}
-            if moments.keys() != expected:
-                raise ValueError(f"the optimiser's moments of {len(moments.keys() ^ expected)} tensors do not fit")
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            state = _read_state(folder / STATE_FILE)
+            moments, _ = restore_weights(folder, ema_policy, policy)
+        except UNREADABLE as error:
             raise CheckpointError(
                 f"{folder} cannot be resumed ({error}). Delete it to start again, or evaluate one of the other "
                 f"checkpoints in {self._folder}."
             ) from error
         return state, moments
 
-    def save_scored(self, ema_policy: Policy, state: TrainingState, score: float) -> None:
+    def save_scored(self, ema_policy: Policy, state: PolicyTrainingState, score: float) -> None:
         """Add a checkpoint to the top-k table if its score deserves it, and delete the one that falls out.
 
         Raises:
@@ -158,64 +135,8 @@ class CheckpointStore:
         temporary.write_text(json.dumps(content, indent=2) + "\n")
         os.replace(temporary, self._index)
 
-    def _finish_interrupted_swap(self) -> None:
-        """A crash between both renames leaves only last.old: it is the valid one."""
-        last, old = self._folder / LAST, self._folder / "last.old"
-        if old.exists() and not last.exists():
-            old.rename(last)
 
-
-def _read_state(path: Path) -> TrainingState:
+def _read_state(path: Path) -> PolicyTrainingState:
     content = json.loads(path.read_text())
     best = [ScoredCheckpoint(**row) for row in content.pop("best")]
-    return TrainingState(**content, best=best)
-
-
-def training_tensors(policy: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the trained weights and AdamW's moments on the CPU, whole and by name.
-
-    The names make them independent of how many processes shared them. With several processes all must call this; the
-    first one receives the tensors, the others may receive nothing.
-    """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights = cast(dict[str, Tensor], get_model_state_dict(policy, options=options))
-    states = get_optimizer_state_dict(policy, optimizer, options=options).get("state", {})
-    tensors = {f"{_WEIGHTS}{name}": tensor for name, tensor in weights.items()}
-    for name, moments in cast(dict[str, dict[str, Tensor]], states).items():
-        tensors |= {f"{_MOMENTS}{name}.{moment}": value for moment, value in moments.items()}
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def restore_moments(policy: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Give an optimiser the moments that `load_last` returned, split as the policy is now."""
-    states: dict[str, dict[str, Tensor]] = {}
-    for full_name, tensor in moments.items():
-        name, _, moment = full_name.rpartition(".")
-        states.setdefault(name, {})[moment] = tensor
-    group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
-    names = [name for name, _ in policy.named_parameters()]
-    set_optimizer_state_dict(
-        policy,
-        optimizer,
-        {"state": states, "param_groups": [{**group, "params": names}]},  # type: ignore[dict-item]  # its own format
-        options=StateDictOptions(full_state_dict=True),
-    )
-
-
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-@contextmanager
-def full_disk_is_user_error(last: Path) -> Iterator[None]:
-    """Turn a full disk into a `UserError` that names the last checkpoint."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error):
-            raise
-        raise UserError(
-            f"The disk is full: a checkpoint could not be written. If {last} exists, it is the previous one: "
-            "free some space, then go on with the same command and resume=true."
-        ) from error
+    return PolicyTrainingState(**content, best=best)

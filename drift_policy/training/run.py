@@ -111,7 +111,6 @@ def _train(
         data,
         config.trainer,
         store=store,
-        trackers=[],
         display=TrainingDisplay(config.trainer.num_steps, console),
         evaluate=_make_evaluate(env, config.rollout) if env and config.trainer.rollout_every else None,
         choose_by_error=env is None,

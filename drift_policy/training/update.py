@@ -4,8 +4,6 @@ Needs torch alone (and accelerate with several processes), so that benchmarks ti
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from drift_policy.training.ema import Ema
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import learning_rate, step_generator, step_seed
 from drift_policy.training.trainer_config import TrainerConfig
+from drift_policy.training.weight_update import WeightUpdate, autocast, use_precision
 
 Batch = dict[str, Any]
 
@@ -63,32 +62,23 @@ class PolicyUpdate:
                 f"trainer.batch_size={config.batch_size} is shared by {processes.size} process(es) and "
                 f"{config.gradient_accumulation_steps} gradient accumulation step(s): it must be a multiple of {parts}."
             )
-        if config.compile and processes.is_sharded:
-            raise ConfigurationError("trainer.compile=true and trainer.sharding=fsdp2 cannot be combined: drop one.")
-        _set_precision(config.precision, policy.device)
+        use_precision(config, processes)
         self.policy, self.ema = policy, ema
         self._config, self._processes, self._seed = config, processes, seed
         self._module = processes.wrap(TrainingModule(policy.train()))
-        if processes.is_sharded:
-            ema.follow_shards(policy)
-        self._parameters = list(policy.parameters())
-        # A tensor, so that another value does not make torch.compile start again.
-        self.optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=torch.tensor(config.learning_rate),
-            betas=(config.betas[0], config.betas[1]),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self._update_weights = WeightUpdate(policy, ema, config, processes)
         self._compute_loss: Callable[[Batch, Draws], tuple[Tensor, Metrics]] = self._module
-        self._apply: Callable[[], Tensor] = self._apply_gradients
         if config.compile:
             # CUDA graphs replay the many small kernels of a policy without waiting for the CPU to launch them. They
             # own the memory of gradients, which therefore cannot be added up over parts or exchanged by hooks.
             has_graphs = policy.device.type == "cuda" and parts == 1
             mode = "reduce-overhead" if has_graphs else None
             self._compute_loss = torch.compile(self._module, mode=mode)
-            self._apply = torch.compile(self._apply_gradients)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """AdamW, for its moments."""
+        return self._update_weights.optimizer
 
     def rows(self, part: int) -> slice:
         """Return which rows of a step's batch this process computes in a part of the step."""
@@ -132,28 +122,13 @@ class PolicyUpdate:
             with self._processes.without_sync(self._module, active=part < parts - 1):
                 if self._config.compile:
                     torch.compiler.cudagraph_mark_step_begin()
-                with self._autocast():
+                with autocast(config, self.policy.device):
                     loss, metrics = self._compute_loss(batch, own)
                 (loss / parts).backward()
             # A captured graph writes its next results to the same memory.
             gathered.append({name: value.detach().clone() for name, value in {**metrics, "loss": loss}.items()})
-        for group in self.optimizer.param_groups:
-            group["lr"].fill_(learning_rate(step, self._config))
-        norm = self._apply()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.policy)
-        return _mean(gathered) | {"gradient_norm": norm.detach()}
-
-    def _apply_gradients(self) -> Tensor:
-        limit = inf if self._config.gradient_clip is None else self._config.gradient_clip
-        norm = self._processes.clip_gradients(self._parameters, limit)
-        self.optimizer.step()
-        return norm
-
-    def _autocast(self) -> torch.autocast | nullcontext[None]:
-        if self._config.precision == "bfloat16":
-            return torch.autocast(self.policy.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        norm = self._update_weights(learning_rate(step, config))
+        return _mean(gathered) | {"gradient_norm": norm}
 
 
 def _positive_noise(config: TrainerConfig) -> PositiveNoise | None:
@@ -166,12 +141,3 @@ def _mean(parts: list[Metrics]) -> Metrics:
     if len(parts) == 1:
         return parts[0]
     return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
-
-
-def _set_precision(precision: str, device: torch.device) -> None:
-    if precision == "tfloat32" and device.type != "cuda":
-        raise ConfigurationError(
-            f"trainer.precision=tfloat32 is a mode of NVIDIA GPUs, but the device is {device}: use float32 or bfloat16."
-        )
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if precision == "tfloat32" else "highest")

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import step_generator
+from drift_policy.training.stepped_training import Metrics
 from image_gen.models import DiT
-from image_gen.training.objective import Metrics, Objective
+from image_gen.training.objective import Objective
 from image_gen.training.samples import SampleStream
 
 # The network's sinusoids are made for numbers up to about a thousand, as diffusion models count their steps.

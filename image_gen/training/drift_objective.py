@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from drift_policy.drift import DriftInfo, drift_loss
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import step_generator
+from drift_policy.training.stepped_training import Metrics
 from image_gen.encoders.base import FeatureExtractor
 from image_gen.feature_loss import (
     INPUT_FEATURE,
@@ -25,7 +26,7 @@ from image_gen.feature_maps import Features
 from image_gen.memory_bank import MemoryBank
 from image_gen.models import DiT
 from image_gen.training.config import DriftConfig, FeatureConfig
-from image_gen.training.objective import Metrics, Objective
+from image_gen.training.objective import Objective
 from image_gen.training.samples import SampleStream
 from image_gen.training.schedule import row_generator
 

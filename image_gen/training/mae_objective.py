@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import step_generator
+from drift_policy.training.stepped_training import Metrics
 from image_gen.models import MAE
 from image_gen.training.config import MaeRecipe
-from image_gen.training.objective import Metrics, Objective
+from image_gen.training.objective import Objective
 from image_gen.training.samples import SampleStream
 from image_gen.training.schedule import classification_weight
 

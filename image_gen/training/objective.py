@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from drift_policy.errors import require
 from drift_policy.training.parallel import Processes
+from drift_policy.training.stepped_training import Metrics
 
 Network = TypeVar("Network", bound=nn.Module)
 Step = TypeVar("Step")
-Metrics = dict[str, Tensor]
 
 
 class Objective(ABC, Generic[Network, Step]):

@@ -19,6 +19,7 @@ from drift_policy.errors import RunStoppedError
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.training.interrupt import TrainingInterruptedError
 from drift_policy.training.parallel import Processes, start_processes
+from drift_policy.training.stepped_training import Display
 from drift_policy.training.tracking import make_trackers
 from image_gen.artifacts import load_mae
 from image_gen.baselines.flow import FlowObjective
@@ -28,7 +29,7 @@ from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import GeneratorTrainConfig, MaeTrainConfig, RunConfig
 from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, compiled_drifting_loss, drifting_loss
 from image_gen.training.grids import SampleGrid
-from image_gen.training.loop import Display, Reporting, TrainingLoop
+from image_gen.training.loop import TrainingLoop
 from image_gen.training.mae_objective import MaeObjective
 from image_gen.training.networks import features_for, generator_for, mae_for
 from image_gen.training.objective import Objective
@@ -222,12 +223,12 @@ def _run(
         with processes.agreed():
             check_settings(run_dir, settings)
     make_display = around.make_display if processes.is_main else around.quiet_display
-    reporting: Reporting[Network] = Reporting(make_display(config.trainer.num_steps), [], draw)
     loop = TrainingLoop(
         objective,
         config.trainer,
         store=CheckpointStore(run_dir),
-        reporting=reporting,
+        display=make_display(config.trainer.num_steps),
+        draw=draw,
         metadata=metadata,
         seed=config.seed,
         resume=config.resume,
@@ -237,7 +238,7 @@ def _run(
             around.say(f"resume   from step {loop.state.step}")
         else:
             record_settings(run_dir, settings)
-        reporting.trackers = list(make_trackers(config.logger, run_dir, settings, loop.state.step))
+        loop.trackers = make_trackers(config.logger, run_dir, settings, loop.state.step)
     try:
         loop.run()
     except TrainingInterruptedError:
@@ -273,7 +274,7 @@ def _finish(
         "seed": config.seed,
     }
     write_json(run_dir / "manifest.json", manifest)
-    for tracker in loop.reporting.trackers:
+    for tracker in loop.trackers:
         tracker.finish()
     if around.plot_curves is None:
         around.say("curves   matplotlib is not installed: draw them elsewhere from metrics.csv")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from drift_policy import load_policy
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, DataError, UserError
-from drift_policy.training import checkpoint as checkpoint_module
+from drift_policy.training import saved_state
 from drift_policy.training.config import TrainerConfig
 from drift_policy.training.ema import Ema
 from drift_policy.training.run import train
@@ -120,7 +120,7 @@ def test_precisions_train(tmp_path: Path, precision: str) -> None:
 
 
 def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = checkpoint_module.save_file
+    original = saved_state.save_file
     calls: list[Path] = []
 
     def failing(tensors: Any, path: Path) -> None:
@@ -130,7 +130,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: py
             raise OSError(errno.ENOSPC, "No space left on device")
         original(tensors, path)
 
-    monkeypatch.setattr(checkpoint_module, "save_file", failing)
+    monkeypatch.setattr(saved_state, "save_file", failing)
     with pytest.raises(UserError, match=r"disk is full.*resume=true"):
         train(point_training(tmp_path), [], QUIET)
     run = tmp_path / "runs" / "point" / "test"
