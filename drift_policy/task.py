@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +18,9 @@ from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import DatasetSource, ResolvedData, resolve
 from drift_policy.encoders import ObservationSpec
 from drift_policy.errors import ConfigurationError, require
+
+# Where a checkpoint's metadata keep `EnvConfig.made_as`.
+ENVIRONMENT_MADE = "environment_made"
 
 
 @dataclass
@@ -90,6 +93,10 @@ class EnvConfig:
         require(self.max_steps >= 1, f"task.env.max_steps must be at least 1, but is {self.max_steps}.")
         require(self.phases >= 0, f"task.env.phases must not be negative, but is {self.phases}.")
 
+    def made_as(self) -> dict[str, Any]:
+        """Return what makes the environment, apart from what the demonstrations say of it."""
+        return {"id": self.id, "kwargs": self.kwargs}
+
 
 @dataclass
 class TaskConfig:
@@ -124,7 +131,7 @@ class TaskConfig:
         if data_format.action_space is not None:
             read = data_format.action_space(self.dataset.options)
             require(
-                self.action_space == read,
+                read in (None, self.action_space),
                 f"task.action_space is {self.action_space!r}, but the demonstrations are read as {read!r} actions: "
                 f"task.dataset.options.action_mode must say the same.",
             )
@@ -138,6 +145,11 @@ class Demonstrations:
     source: ResolvedData
     environment: dict[str, Any] = field(default_factory=dict)  # what the data say about it; see EnvConfig.from_data
 
+    @cached_property
+    def content_hash(self) -> str:
+        """The buffer's `content_hash`, computed once: many images take minutes."""
+        return self.buffer.content_hash()
+
     def describe(self, name: str) -> dict[str, Any]:
         """Return what a manifest records of the data."""
         return {
@@ -145,7 +157,7 @@ class Demonstrations:
             "origin": self.source.origin,
             "episodes": self.buffer.n_episodes,
             "steps": self.buffer.n_steps,
-            "sha256": self.buffer.content_hash(),
+            "sha256": self.content_hash,
         }
 
 
@@ -188,7 +200,10 @@ def find_demonstrations(
         bundled=dataset.bundled,
         hint=dataset.hint,
     )
-    return resolve(source, path, allow_download=allow_download, report=report, count=FORMATS[dataset.format].count)
+    data_format = FORMATS[dataset.format]
+    options = {name: value for name, value in dataset.options.items() if name in data_format.count_options}
+    count = partial(data_format.count, **options)
+    return resolve(source, path, allow_download=allow_download, report=report, count=count)
 
 
 def make_windows(

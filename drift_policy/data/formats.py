@@ -20,14 +20,16 @@ class DataFormat:
     """One format of demonstrations."""
 
     read: Callable[..., ReplayBuffer]  # read(path, columns, **options); DataError if that is not possible
-    count: Callable[[Path], tuple[int, int]]  # (episodes, steps) of a file or folder
+    count: Callable[..., tuple[int, int]]  # count(path, **options): (episodes, steps) of a file or folder
     options: tuple[str, ...] = ()  # keyword arguments of `read` that task.dataset.options may give
+    count_options: tuple[str, ...] = ()  # those of them that `count` takes too
     memory_map: bool = False  # whether `read` takes memory_map=True
     # What a file, read with these options, says about the environment it was recorded in, as keyword arguments (see
     # task.EnvConfig.from_data).
     environment: Callable[[Path, Mapping[str, Any]], dict[str, Any]] | None = None
-    # What the action numbers mean when read with these options; task.action_space must say the same.
-    action_space: Callable[[Mapping[str, Any]], str] | None = None
+    # What the action numbers mean when read with these options, None if that is not known; task.action_space must say
+    # the same.
+    action_space: Callable[[Mapping[str, Any]], str | None] | None = None
 
 
 def _robomimic_environment(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,8 +42,19 @@ def _robomimic_action_mode(options: Mapping[str, Any]) -> str:
     return mode
 
 
+def _robomimic_action_space(options: Mapping[str, Any]) -> str | None:
+    mode = _robomimic_action_mode(options)
+    return None if mode == "stored" else mode
+
+
 FORMATS: dict[str, DataFormat] = {
-    "zarr": DataFormat(read_zarr, count_zarr, memory_map=True),
+    "zarr": DataFormat(
+        read_zarr,
+        count_zarr,
+        options=("allow_missing_chunks",),
+        count_options=("allow_missing_chunks",),
+        memory_map=True,
+    ),
     "npz": DataFormat(read_npz, count_npz),
     "lerobot": DataFormat(read_lerobot, count_lerobot, options=("image_size",), memory_map=True),
     "robomimic": DataFormat(
@@ -50,7 +63,7 @@ FORMATS: dict[str, DataFormat] = {
         options=("action_mode", "filter_key"),
         memory_map=True,
         environment=_robomimic_environment,
-        action_space=_robomimic_action_mode,
+        action_space=_robomimic_action_space,
     ),
     "minari": DataFormat(read_minari, count_minari),
     "kitchen_numpy": DataFormat(read_kitchen_numpy, count_kitchen_numpy),

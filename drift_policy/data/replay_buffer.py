@@ -94,6 +94,20 @@ class ReplayBuffer:
         _update_digest(digest, "meta/episode_ends", self.episode_ends)
         return digest.hexdigest()
 
+    def episode_hashes(self) -> list[str]:
+        """Return a short hash (16 hex digits) of each episode's numbers: all columns but images and other tensors.
+
+        It tells an episode again in another data set, for example in one to which episodes were added.
+        """
+        numbers = {name: column for name, column in sorted(self.data.items()) if column.ndim <= 2}
+        hashes = []
+        for end, length in zip(self.episode_ends.tolist(), self.episode_lengths.tolist(), strict=True):
+            digest = hashlib.sha256()
+            for name, column in numbers.items():
+                _update_digest(digest, name, column[end - length : end])
+            hashes.append(digest.hexdigest()[:16])
+        return hashes
+
     def _check_finite(self, name: str, column: NDArray[Any]) -> None:
         if column.dtype.kind != "f":
             return

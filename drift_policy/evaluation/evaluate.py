@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from drift_policy.device import choose_device
-from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.errors import CheckpointError, ConfigurationError, require
 from drift_policy.evaluation.action_fan import picture_action_fan
 from drift_policy.evaluation.offline import evaluate_offline, open_loop_manifest, windows_to_evaluate
 from drift_policy.evaluation.open_loop import OpenLoopResult
@@ -22,7 +22,14 @@ from drift_policy.manifest import describe_run, write_json
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
 from drift_policy.serialization import MODEL_FILE, load_policy, resolve_checkpoint
-from drift_policy.task import EnvConfig, TaskConfig, env_for_data, load_demonstrations, make_env_factory
+from drift_policy.task import (
+    ENVIRONMENT_MADE,
+    EnvConfig,
+    TaskConfig,
+    env_for_data,
+    load_demonstrations,
+    make_env_factory,
+)
 from drift_policy.task_files import load_task
 
 SCRIPT = "eval_policy.py"
@@ -69,6 +76,7 @@ def evaluate(
     folder = resolve_checkpoint(config.ckpt)
     policy = load_policy(folder, choose_device(config.device))
     task = _trained_task(policy, folder, tasks) if config.task is None else config.task
+    _check_action_space(policy, task)
     output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
     console.print(f"policy   {folder}, trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
     facts = {**describe_run(SCRIPT, overrides), "checkpoint": checkpoint_facts(policy, folder)}
@@ -192,9 +200,27 @@ def _trained_task(policy: Policy, folder: Path, tasks: Path) -> TaskConfig:
     """Return the task that the checkpoint names, from its task file."""
     task = policy.metadata.get("task")
     try:
-        return load_task(tasks, task)
+        found = load_task(tasks, task)
     except CheckpointError as error:
         raise CheckpointError(f"{folder} cannot be evaluated by itself. {error} Give task=<name>.") from error
+    trained = policy.metadata.get(ENVIRONMENT_MADE)  # older checkpoints do not say
+    if trained and found.env is not None and trained != found.env.made_as():
+        raise CheckpointError(
+            f"{folder} was trained for the environment {trained}, but the task file {task}.yaml makes "
+            f"{found.env.made_as()}. Give task={task} with the task.env settings of the training, or, to score it in "
+            f"the other environment, task={task} alone."
+        )
+    return found
+
+
+def _check_action_space(policy: Policy, task: TaskConfig) -> None:
+    """Refuse an environment that would take the policy's numbers for something else."""
+    trained = policy.metadata.get("action_space", task.action_space)
+    require(
+        trained == task.action_space,
+        f"The policy's actions are {trained!r:.40}, but those of the task are {task.action_space!r} "
+        f"(task.action_space): give task={task.name} with the task settings of the training.",
+    )
 
 
 def _default_output(ckpt: str, folder: Path) -> Path:

@@ -11,13 +11,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from drift_policy.data.dataset import WindowDataset
+from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.open_loop import OpenLoopEpisode, OpenLoopResult, measure_open_loop, picture_open_loop
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.policy import Policy
 from drift_policy.task import Demonstrations, TaskConfig, make_windows, observation_specs
 
-HELD_OUT = "held_out_episodes"  # of a checkpoint's metadata
+TRAINED_EPISODES = "trained_episodes"  # of a checkpoint's metadata: their hashes
 PICTURE = "open_loop.png"
 
 
@@ -63,33 +64,17 @@ def evaluate_offline(
 def windows_to_evaluate(
     policy: Policy, task: TaskConfig, demonstrations: Demonstrations, console: Console
 ) -> WindowDataset:
-    """Cut the episodes that a checkpoint did not train on: those held out, or all of other demonstrations.
+    """Cut the episodes that a checkpoint did not train on: those held out, and those of other demonstrations.
 
     Raises:
-        CheckpointError: the checkpoint belongs to another task, or its metadata are damaged.
-        ConfigurationError: the demonstrations are those of the training, and none was held out.
+        CheckpointError: the checkpoint belongs to another task, or does not say what it was trained on.
+        ConfigurationError: it was trained on all of these demonstrations.
     """
     buffer = demonstrations.buffer
-    trained_on = policy.metadata.get("data")
-    mask = np.ones(buffer.n_episodes, bool)
-    if isinstance(trained_on, dict) and trained_on.get("sha256") == buffer.content_hash():
-        held_out = policy.metadata.get(HELD_OUT, [])
-        if not isinstance(held_out, list) or not all(
-            type(number) is int and 0 <= number < buffer.n_episodes for number in held_out
-        ):
-            raise CheckpointError(f"metadata.{HELD_OUT} of the checkpoint must be a list of episode numbers.")
-        if not held_out:
-            raise ConfigurationError(
-                "The policy was trained on every episode of these demonstrations: there is nothing to measure it on. "
-                "Give others with data_path=..., or train with trainer.val_ratio=0.02."
-            )
-        mask = np.isin(np.arange(buffer.n_episodes), held_out)
-        console.print(f"data     {mask.sum()} episodes that were held out from training", highlight=False)
-    else:
-        console.print(
-            f"data     all {buffer.n_episodes} episodes: these are not the demonstrations of the training",
-            highlight=False,
-        )
+    mask = _not_trained_on(policy, buffer)
+    console.print(
+        f"data     {mask.sum()} of {buffer.n_episodes} episodes: the policy was not trained on them", highlight=False
+    )
     windows = make_windows(
         task,
         buffer,
@@ -106,6 +91,22 @@ def windows_to_evaluate(
             f"{found} and {windows.action.shape[1]}: the checkpoint belongs to another task."
         )
     return windows
+
+
+def _not_trained_on(policy: Policy, buffer: ReplayBuffer) -> NDArray[np.bool_]:
+    trained = policy.metadata.get(TRAINED_EPISODES)
+    if not isinstance(trained, list) or not all(isinstance(name, str) for name in trained):
+        raise CheckpointError(
+            f"metadata.{TRAINED_EPISODES} of the checkpoint must be a list of hashes of episodes: without it nobody "
+            "knows which demonstrations it has not seen. Train it again with this version."
+        )
+    mask = ~np.isin(buffer.episode_hashes(), trained)
+    if not mask.any():
+        raise ConfigurationError(
+            "The policy was trained on every episode of these demonstrations: there is nothing to measure it on. "
+            "Give others with data_path=..., or train with trainer.val_ratio=0.02."
+        )
+    return mask
 
 
 def open_loop_manifest(policy: Policy, result: OpenLoopResult, config: EvaluationConfig) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, RunStoppedError, require
 from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_manifest, write_artifacts
-from drift_policy.evaluation.offline import HELD_OUT, evaluate_offline, open_loop_manifest
+from drift_policy.evaluation.offline import TRAINED_EPISODES, evaluate_offline, open_loop_manifest
 from drift_policy.evaluation.rollout import EvaluationConfig, rollout
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.mirror import fit_mirror
@@ -27,6 +27,7 @@ from drift_policy.policy import Policy, build_policy
 from drift_policy.policy_config import policy_config_from_mapping
 from drift_policy.serialization import load_policy
 from drift_policy.task import (
+    ENVIRONMENT_MADE,
     Demonstrations,
     EnvConfig,
     env_for_data,
@@ -193,7 +194,7 @@ def build_policy_and_data(
     held_out = split_validation(buffer.n_episodes, trainer.val_ratio)
     training = limit_episodes(~held_out, trainer.max_train_episodes)
     sizes = {name: _step_count(config, name) for name in ("horizon", "n_obs_steps", "n_action_steps")}
-    shown = buffer
+    trained_on, shown = training, buffer
     if config.task.symmetry is not None:  # held-out episodes have no mirror image among those that are trained on
         shown = with_mirror_images(buffer, find_symmetry(config.task.symmetry))
         training = np.concatenate([training, training])
@@ -207,14 +208,17 @@ def build_policy_and_data(
             "observations": {key: asdict(spec) for key, spec in observation_specs(config.task, train_set).items()},
         }
     )
-    metadata = {
+    metadata: dict[str, Any] = {
         "task": config.task.name,
         "score_name": config.task.score_name,
         "action_space": config.task.action_space,
+        ENVIRONMENT_MADE: config.task.env.made_as() if config.task.env else None,
         "data": demonstrations.describe(config.task.dataset.name),
         "environment": demonstrations.environment,
-        HELD_OUT: np.flatnonzero(held_out).tolist(),
     }
+    if config.task.env is None:  # what a later evaluation leaves out
+        hashes = buffer.episode_hashes()
+        metadata[TRAINED_EPISODES] = [hashes[number] for number in np.flatnonzero(trained_on)]
     policy = build_policy(policy_config, metadata)
     policy.set_normalizer(Normalizer.fit(stats, constant_range=config.task.constant_range))
     if policy.mirror is not None:
@@ -238,7 +242,7 @@ def _step_count(config: TrainConfig, name: str) -> int:
 def _make_evaluate(env: EnvConfig, config: EvaluationConfig) -> Evaluate:
     config = config.for_task(env.max_steps)
     make_env = make_env_factory(env, config.step_limit)
-    return lambda policy, on_episode: rollout(policy, make_env, config, on_episode)
+    return lambda policy, check: rollout(policy, make_env, config, on_decision=check)
 
 
 def _describe_policy(policy: Policy) -> str:

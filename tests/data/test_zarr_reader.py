@@ -15,6 +15,8 @@ from drift_policy.data.readers.zarr import count_zarr, read_zarr
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import DataError
+from drift_policy.task import load_demonstrations
+from tests.helpers.point_task import point_task
 
 N_STEPS = 40
 
@@ -127,6 +129,11 @@ def test_chunks_left_out_by_the_writer_can_be_allowed(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="1 of its 4 stored chunks.*allow_missing_chunks"):
         read_zarr(tmp_path / "demos.zarr")
     assert np.array_equal(read_zarr(tmp_path / "demos.zarr", allow_missing_chunks=True).data["contacts"], contacts)
+    task = point_task()
+    task.observations["obs"].columns[0].name = task.action[0].name = "contacts"
+    task.dataset.expected_episodes, task.dataset.options = 1, {"allow_missing_chunks": True}
+    found = load_demonstrations(task, str(tmp_path / "demos.zarr"), False, print)
+    assert np.array_equal(found.buffer.data["contacts"], contacts)
 
 
 def test_shards_are_counted_whole(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ pytest.importorskip("h5py", reason="needs the package h5py of the hdf5 extra")
 pytest.importorskip("pyarrow", reason="needs the package pyarrow of the lerobot extra")
 
 from drift_policy.config import parse_config
-from drift_policy.data.formats import FORMATS
 from drift_policy.data.readers.zarr import read_zarr
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
-from drift_policy.task import DatasetConfig, TaskConfig
+from drift_policy.task import DatasetConfig, TaskConfig, load_demonstrations
 from tests.helpers.documents import blocks, run_page
 from tests.helpers.lerobot_folders import write_v30
 from tests.helpers.programs import ROOT
@@ -35,14 +34,24 @@ def test_your_own_data_from_recordings_to_actions(tmp_path: Path, monkeypatch: p
     written = read_zarr(tmp_path / "my_robot.zarr")
     for name in ("joints", "gripper", "action"):
         assert np.array_equal(read_zarr(tmp_path / "plain.zarr").data[name], written.data[name])
-    hdf5 = FORMATS["robomimic"].read(tmp_path / "my_robot.hdf5", ["joints", "wrist", "action"])
+    hdf5 = load_demonstrations(with_dataset("robomimic"), "my_robot.hdf5", False, print).buffer
     assert np.array_equal(hdf5.episode_ends, written.episode_ends)
-    assert np.array_equal(hdf5.data["wrist"], written.data["wrist"])
+    for name in ("joints", "wrist", "action"):
+        assert np.array_equal(hdf5.data[name], written.data[name])
     run = tmp_path / "runs/my_robot/drift_seed0"
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["evaluation"] is None and manifest["open_loop"]["episodes"]
     last = json.loads((run / "eval/manifest.json").read_text())["open_loop"]
     assert last["noise_scale"] == 0.0 and [episode["episode"] for episode in last["episodes"]] == [0, 1]
+
+
+def with_dataset(data_format: str) -> TaskConfig:
+    """The task of the page on one's own data, with its entry for another format."""
+    texts = [block.text for block in blocks("your_own_data.md") if block.title == "dataset"]
+    entries = [OmegaConf.create(text) for text in texts]
+    (task,) = [block.text for block in blocks("your_own_data.md") if block.title == "configs/task/my_robot.yaml"]
+    (entry,) = [entry for entry in entries if entry.format == data_format]
+    return parse_config(TaskConfig, {**OmegaConf.to_container(OmegaConf.create(task)), "dataset": entry})
 
 
 def test_the_example_of_adding_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +67,7 @@ def test_other_entries_for_the_data_set_are_valid() -> None:
     entries = [block.text for block in blocks("your_own_data.md") if block.title == "dataset"]
     formats = [parse_config(DatasetConfig, OmegaConf.create(entry)).format for entry in entries]
     assert formats == ["robomimic", "lerobot"]
+    assert [with_dataset(name).dataset.format for name in formats] == formats
 
 
 def test_the_example_of_a_real_robot_is_a_task_without_an_environment() -> None:

@@ -13,9 +13,9 @@ from drift_policy.training.config import RolloutConfig, TrainConfig, TrainerConf
 from tests.helpers.point_env import ID
 
 
-def point_demonstrations(episodes: int = 12, length: int = 20) -> ReplayBuffer:
+def point_demonstrations(episodes: int = 12, length: int = 20, seed: int = 0) -> ReplayBuffer:
     """Straight walks to the goal."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     observations, actions = [], []
     for _ in range(episodes):
         start, goal = rng.random(2), rng.random(2)

@@ -12,6 +12,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.data.windows import split_validation
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
@@ -70,7 +72,7 @@ def test_the_manifest_says_that_nothing_was_rolled_out(run: Path) -> None:
 
 
 def held_out(run: Path) -> list[int]:
-    numbers: list[int] = load_policy(run).metadata["held_out_episodes"]
+    numbers = np.flatnonzero(split_validation(12, 0.02)).tolist()
     assert len(numbers) == 1
     return numbers
 
@@ -107,9 +109,17 @@ def test_the_task_file_says_that_there_is_no_environment(run: Path, tmp_path: Pa
 
 
 def test_all_episodes_of_other_demonstrations_are_measured(run: Path, tmp_path: Path) -> None:
-    write_zarr(tmp_path / "new.zarr", point_demonstrations(episodes=5))
+    write_zarr(tmp_path / "new.zarr", point_demonstrations(episodes=5, seed=1))
     result, _ = evaluated(run, data_path=str(tmp_path / "new.zarr"))
     assert [episode.episode for episode in result.episodes] == [0, 1, 2, 3, 4]
+
+
+def test_episodes_that_were_trained_on_are_left_out_of_a_data_set_that_grew(run: Path, tmp_path: Path) -> None:
+    old, new = point_demonstrations(), point_demonstrations(episodes=2, seed=1)
+    data = {name: np.concatenate([new.data[name], column]) for name, column in old.data.items()}
+    write_zarr(tmp_path / "grown.zarr", ReplayBuffer(data, np.concatenate([new.episode_ends, old.episode_ends + 40])))
+    result, _ = evaluated(run, data_path=str(tmp_path / "grown.zarr"))
+    assert [episode.episode for episode in result.episodes] == [0, 1, *(2 + number for number in held_out(run))]
 
 
 def test_errors_are_those_of_the_executed_steps(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +184,10 @@ def test_settings_that_need_an_environment_are_refused(run: Path, tmp_path: Path
 
 def test_damaged_metadata_are_refused(run: Path, tmp_path: Path) -> None:
     policy = load_policy(run)
-    policy.metadata["held_out_episodes"] = [0, 99]
+    policy.metadata["trained_episodes"] = [0, 99]
     policy.save_pretrained(tmp_path / "damaged")
     config = EvalConfig(
         str(tmp_path / "damaged"), EvaluationConfig(), robot_task(), data_path=str(run.parents[2] / "point.zarr")
     )
-    with pytest.raises(CheckpointError, match="held_out_episodes"):
+    with pytest.raises(CheckpointError, match="trained_episodes"):
         evaluate(config, tmp_path, [], QUIET)

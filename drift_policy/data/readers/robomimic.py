@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     import h5py
 
 ACTION = "action"  # the column of the replay buffer; every other column is an observation key
-ActionMode = Literal["delta", "absolute"]
-ACTION_MODES = ("delta", "absolute")
+ActionMode = Literal["delta", "absolute", "stored"]
+ACTION_MODES = ("delta", "absolute", "stored")
 MAX_ENV_ARGS_BYTES = 2**20
 MAX_MODEL_BYTES = 2**26
 NO_OBSERVATIONS = "Extract the observations first, with robomimic's dataset_states_to_obs.py."
@@ -88,9 +88,10 @@ def read_robomimic(
         columns: observation keys, and "action" for the actions; None is all of them.
         memory_map: decode each camera once into a .npy file in the cache and map that file instead of filling RAM.
         cache_dir: folder of those .npy files; None is `memory_map` in the cache folder.
-        action_mode: "delta" reads `actions` as they are stored. "absolute" reads absolute poses and makes their
+        action_mode: "delta" reads the delta `actions` of robosuite. "absolute" reads absolute poses and makes their
             rotations six numbers (see robomimic_actions): `actions_abs` where the file has it beside the delta
-            `actions` (robomimic adds it), otherwise `actions` (the *_abs.hdf5 files of Diffusion Policy).
+            `actions` (robomimic adds it), otherwise `actions` (the *_abs.hdf5 files of Diffusion Policy). "stored"
+            reads `actions` as they are, whatever they mean: joint targets of a real robot, for example.
         filter_key: read only the demonstrations listed in `mask/<filter_key>`; None reads all.
 
     Raises:
@@ -273,9 +274,9 @@ def _read_actions(demos: list[_Demo], file: "h5py.File", path: Path, mode: Actio
     actions = _joined(arrays, path, partial(np.empty, (sum(demo.n_steps for demo in demos), arrays[0].shape[-1])))
     where = f"{path}: '{place(demos[0].group, name)}'"
     environment = _environment(file, path)
-    if environment is not None and environment.takes_poses:
+    if mode != "stored" and environment is not None and environment.takes_poses:
         _check_action_mode(actions, mode, where)
-    if mode == "delta":
+    if mode != "absolute":
         return actions
     try:
         return convert_actions(actions)

@@ -62,8 +62,12 @@ def read_zarr(
         return ReplayBuffer(data, _read_episode_ends(group, path))
 
 
-def count_zarr(path: str | Path) -> tuple[int, int]:
+def count_zarr(path: str | Path, *, allow_missing_chunks: bool = False) -> tuple[int, int]:
     """Return (episodes, steps) of a zarr replay buffer after checking that every chunk of every column is stored.
+
+    Args:
+        path: a zarr folder or .zip file.
+        allow_missing_chunks: as in `read_zarr`.
 
     Raises:
         DataError: the path, a column or a chunk is missing, or the episode ends are not valid.
@@ -71,7 +75,7 @@ def count_zarr(path: str | Path) -> tuple[int, int]:
     path = Path(path)
     with open_zarr(path) as group:
         for name, array in _select_columns(group, path, None).items():
-            _check_complete(array, path, name)
+            _check_complete(array, path, name, allow_missing_chunks)
         ends = _read_episode_ends(group, path)
     buffer = ReplayBuffer({"step": np.arange(ends[-1] if len(ends) else 0)}, ends)
     return buffer.n_episodes, buffer.n_steps

@@ -49,7 +49,8 @@ def check_chunks_exist(array: zarr.Array[Any], path: Path, name: str) -> None:
     if n_stored != n_units:
         raise DataError(
             f"{path}: '{name}' has {n_stored} of its {n_units} stored chunks: the copy is incomplete. {GET_AGAIN} "
-            "If its writer left out chunks that hold only the fill value, pass allow_missing_chunks=True."
+            "If its writer left out chunks that hold only the fill value, read it with "
+            "allow_missing_chunks=True (+task.dataset.options.allow_missing_chunks=true)."
         )
 
 

@@ -1,0 +1,63 @@
+"""A checkpoint is scored in the environment and with the actions that it was trained for, or not at all."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.evaluation.evaluate import EvalConfig, evaluate
+from drift_policy.evaluation.rollout import EvaluationConfig, RolloutResult
+from drift_policy.policy import Policy
+from drift_policy.task import EnvConfig, TaskConfig
+from tests.helpers.point_env import ID
+from tests.helpers.point_task import point_task
+from tests.helpers.policies import tiny_policy
+
+QUIET = Console(quiet=True)
+TASK_FILE = """\
+name: point
+dataset: {name: point, relative_path: point.zarr}
+observations: {obs: {columns: [{name: observation}]}}
+action: [{name: action}]
+env: {id: '%s', max_steps: 10}
+"""
+
+
+@pytest.fixture
+def score(tmp_path: Path) -> Callable[..., RolloutResult]:
+    (tmp_path / "point.yaml").write_text(TASK_FILE % ID)
+
+    def run(metadata: dict[str, Any], task: TaskConfig | None = None) -> RolloutResult:
+        policy: Policy = tiny_policy(observations={"obs": 4})
+        policy.metadata.update({"task": "point", **metadata})
+        policy.save_pretrained(tmp_path / "policy")
+        config = EvalConfig(str(tmp_path / "policy"), EvaluationConfig(n_episodes=2), task)
+        result = evaluate(config, tmp_path, [], QUIET)
+        assert isinstance(result, RolloutResult)
+        return result
+
+    return run
+
+
+def test_the_environment_of_the_training_is_that_of_the_evaluation(score: Callable[..., RolloutResult]) -> None:
+    made = EnvConfig(id=ID).made_as()
+    assert len(score({"environment_made": made, "action_space": "absolute"}).episodes) == 2
+    assert len(score({}).episodes) == 2  # an older checkpoint does not say
+
+
+def test_another_environment_than_that_of_the_training_is_refused(score: Callable[..., RolloutResult]) -> None:
+    made = EnvConfig(id=ID, kwargs={"action_mode": "absolute"}).made_as()
+    with pytest.raises(CheckpointError, match=r"trained for the environment .*'action_mode'.* Give task=point"):
+        score({"environment_made": made})
+    assert len(score({"environment_made": made}, point_task()).episodes) == 2  # asked for by name
+
+
+@pytest.mark.parametrize("task", [None, point_task()])
+def test_other_actions_than_those_of_the_training_are_refused(
+    score: Callable[..., RolloutResult], task: TaskConfig | None
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"actions are 'relative', but those of the task are 'absolute'"):
+        score({"action_space": "relative"}, task)
