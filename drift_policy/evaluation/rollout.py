@@ -1,10 +1,13 @@
 """Closed-loop evaluation by Diffusion Policy's protocol: seeded episodes, the highest reward of each counts."""
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -19,6 +22,7 @@ from drift_policy.evaluation.statistics import Interval, mean_interval, success_
 from drift_policy.policy import Policy
 
 MakeEnv = Callable[[], gym.Env[Any, Any]]
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -146,6 +150,7 @@ def rollout(
     make_env: MakeEnv,
     config: EvaluationConfig,
     on_episode: Callable[[Episode], None] | None = None,
+    on_decision: Callable[[], None] | None = None,
 ) -> RolloutResult:
     """Play the configured episodes and return their scores in the order of their seeds.
 
@@ -157,6 +162,7 @@ def rollout(
         make_env: makes one environment; called in the worker process with `asynchronous`.
         config: which episodes.
         on_episode: called after each episode, for progress displays.
+        on_decision: called before each decision; it may raise to end the rollout.
 
     Raises:
         CheckpointError: the policy's observation or action sizes are not the environment's.
@@ -174,6 +180,8 @@ def rollout(
         observation, _ = envs.reset(seed=[slot.seed for slot in active])  # type: ignore[arg-type]  # lists are allowed
         actions = np.asarray(envs.action_space.sample())  # shape and type; every row is overwritten before use
         while active:
+            if on_decision is not None:
+                on_decision()
             _decide(policy, observation, active, actions, config, latency_ms)
             observation, _, _, _, info = envs.step(actions)
             ended = [slot for slot in active if info["episode_over"][slot.index]]
@@ -196,7 +204,9 @@ def _vector_env(policy: Policy, make_env: MakeEnv, config: EvaluationConfig, n_e
     envs: VectorEnv
     if config.asynchronous:
         # Processes are spawned, because a forked process inherits locked threads and rendering contexts.
-        envs = AsyncVectorEnv([make_chunked] * n_envs, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+        make_apart = partial(_make_apart, make_chunked, os.getpid())
+        with _signals_later():
+            envs = AsyncVectorEnv([make_apart] * n_envs, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
     else:
         envs = SyncVectorEnv([make_chunked] * n_envs, autoreset_mode=AutoresetMode.DISABLED)
     try:
@@ -207,6 +217,28 @@ def _vector_env(policy: Policy, make_env: MakeEnv, config: EvaluationConfig, n_e
 
 def _make_chunked(make_env: MakeEnv, n_obs_steps: int, n_action_steps: int, max_steps: int) -> ChunkedEpisode:
     return ChunkedEpisode(make_env(), n_obs_steps, n_action_steps, max_steps)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Keep what would stop the program until the end; processes that are started meanwhile begin without it."""
+    resource_tracker.ensure_running()  # its start, which multiprocessing leaves to the first process, unblocks them
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+
+
+def _make_apart(make_chunked: Callable[[], ChunkedEpisode], program: int) -> ChunkedEpisode:
+    """Make an environment in a worker that Ctrl-C does not reach; process `program` ends it when it has saved."""
+    if os.getpid() != program:  # the program makes one too, to learn the spaces
+        os.setpgrp()
+        for number in _STOPPING:  # drops one that came while this process started
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the program ends workers that do not answer
+    return make_chunked()
 
 
 def check_spaces(policy: Policy, envs: VectorEnv) -> None:

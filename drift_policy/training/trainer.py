@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drift_policy.data.dataset import WindowDataset
 from drift_policy.errors import ConfigurationError
-from drift_policy.evaluation.rollout import Episode, RolloutResult
+from drift_policy.evaluation.rollout import RolloutResult
 from drift_policy.heads import Metrics
 from drift_policy.policy import Policy
 from drift_policy.training.batches import make_batches
@@ -25,8 +25,8 @@ from drift_policy.training.trainer_config import TrainerConfig
 from drift_policy.training.update import Batch, PolicyUpdate
 from drift_policy.training.validation import CHOICE_ERROR, Validation
 
-# Rolls a policy out; the callback is called after each episode.
-Evaluate = Callable[[Policy, Callable[[Episode], None]], RolloutResult]
+# Rolls a policy out; the callback is called before each decision and may raise.
+Evaluate = Callable[[Policy, Callable[[], None]], RolloutResult]
 
 
 @dataclass
@@ -118,12 +118,12 @@ class Trainer(SteppedTraining):
         return learning_rate(step, self._config)
 
     def events(self, guard: InterruptGuard) -> tuple[Event, ...]:
-        """Return what is done at some steps: held-out error, rollouts, saving."""
+        """Return what is done at some steps: held-out error, saving, rollouts."""
         config = self._config
         return (
             Event("validate", config.validate_every, self._validate),
+            Event("checkpoint", config.checkpoint_every, self.save),  # before rollouts: a simulator may fail
             Event("rollout", config.rollout_every, lambda: self._rollout(guard), at_the_end=config.rollout_every > 0),
-            Event("checkpoint", config.checkpoint_every, self.save),
         )
 
     def save(self) -> None:
@@ -179,9 +179,10 @@ class Trainer(SteppedTraining):
                 was_stopped = True
         if self.processes.any(was_stopped):  # the others wait here for the first one
             raise TrainingInterruptedError
+        self.save()  # with the table of the best checkpoints as it is now
 
     def _rollout_and_save(self, evaluate: Evaluate, guard: InterruptGuard) -> None:
-        result = evaluate(self.ema.policy, lambda _: guard.check())
+        result = evaluate(self.ema.policy, guard.check)
         self.track({"rollout/score": result.score.mean, "rollout/success": result.success.mean})
         self._display.message(
             f"step {self.state.step}: rollouts on {result.score.n} start states: score {result.score.mean:.3f}, "

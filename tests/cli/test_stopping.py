@@ -15,6 +15,14 @@ from tests.helpers.programs import SHORT, start
 from tests.helpers.pusht_data import random_pusht
 
 ENDLESS = ["trainer.num_steps=100000", "trainer.rollout_every=0", "trainer.checkpoint_every=100000"]
+ROLLOUTS = [  # its first rollout begins after two steps and would last for hours
+    "trainer.log_every=1",
+    "trainer.rollout_every=2",
+    "rollout.asynchronous=true",
+    "rollout.n_episodes=10000",
+    "rollout.n_envs=2",
+    "rollout.max_steps=300",
+]
 STREAM = ["trainer.data_placement=stream", "trainer.num_workers=2"]
 
 
@@ -54,12 +62,14 @@ def saved_step(run_dir: Path) -> int:
         pytest.param(signal.SIGINT, [], False, id="ctrl-c"),
         # As schedulers do it, and Ctrl-C too: the processes that prepare batches belong to the group.
         pytest.param(signal.SIGTERM, STREAM, True, id="terminated-group-with-streamed-data"),
+        # Ctrl-C reaches the processes that simulate too.
+        pytest.param(signal.SIGINT, ROLLOUTS, True, id="ctrl-c-in-rollouts"),
     ],
 )
 def test_a_signal_saves_and_says_how_to_resume(
     folder: Path, number: signal.Signals, placement: list[str], to_group: bool
 ) -> None:
-    name = f"stopped_{number.name}"
+    name = f"stopped_{number.name}_{len(placement)}"
     run_dir = folder / "runs" / "pusht" / name
     process = start("train_policy.py", *settings(folder, name), *placement, own_group=True)
     stderr = stop_when_training(process, run_dir, number, to_group)

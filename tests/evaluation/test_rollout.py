@@ -47,6 +47,14 @@ def test_asynchronous_environments_give_the_same_results() -> None:
     assert rollout(policy, MAKE_ENV, config).episodes == expected
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_rollout_can_be_stopped_before_any_decision(asynchronous: bool) -> None:
+    decisions = iter(range(3))
+    config = EvaluationConfig(n_episodes=4, max_steps=1000, n_envs=2, asynchronous=asynchronous)
+    with pytest.raises(StopIteration):
+        rollout(point_policy(), MAKE_ENV, config, on_decision=lambda: next(decisions))  # type: ignore[arg-type,return-value]  # as a guard does
+
+
 def test_seeds_are_consecutive_and_in_order() -> None:
     seen: list[Episode] = []
     config = EvaluationConfig(n_episodes=5, start_seed=42, max_steps=10, n_envs=2)

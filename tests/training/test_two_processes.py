@@ -126,6 +126,8 @@ def test_only_the_first_process_writes_and_speaks(results: Results) -> None:
         "record_settings",
         "make_trackers",
         "save_scored",
+        "save_last",  # after the rollouts, at the end before them too
+        "save_last",
         "save_scored",
         "save_last",
         "write_json",

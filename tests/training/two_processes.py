@@ -130,9 +130,9 @@ def _plan_signal(patch: pytest.MonkeyPatch, number: signal.Signals, stopped: int
     elif stopped == "rollout" and rank == 0:
         original = run_module.rollout
 
-        def rollout(policy: Any, make_env: Any, config: Any, on_episode: Any) -> Any:
+        def rollout(policy: Any, make_env: Any, config: Any, on_decision: Any) -> Any:
             os.kill(os.getpid(), number)
-            return original(policy, make_env, config, on_episode)
+            return original(policy, make_env, config, on_decision=on_decision)
 
         patch.setattr(run_module, "rollout", rollout)
 
