@@ -24,7 +24,7 @@ from drift_policy.heads.drift import DriftHead
 from drift_policy.inputs import as_observation, checked_features, checked_step, checked_steps, stacked
 from drift_policy.mirror import Mirror
 from drift_policy.networks import build_network
-from drift_policy.policy_config import ACTION, PolicyConfig
+from drift_policy.policy_config import ACTION, POSITIVE_WEIGHTS, POSITIVES, PolicyConfig
 from drift_policy.runtime.step_features import StepHistory, decide, encode_newest
 from drift_policy.serialization import save_policy
 
@@ -149,9 +149,10 @@ class Policy(nn.Module):
 
         Args:
             batch: {"obs": {key: [B, To, ...]} or the array itself for a policy with one key,
-                "action": [B, Tp, Da]}, in the units of the demonstrations; images [B, To, C, H, W] are uint8, or float
-                in 0..1. For the drift head also, if the samples shall be attracted by several chunks,
-                "positives": [B, P, Tp, Da] in the units of the demonstrations, and "positive_weights": [B, P].
+                "action": [B, Tp, Da]}, tensors or arrays in the units of the demonstrations; images
+                [B, To, C, H, W] are uint8, or float in 0..1. For the drift head also, if the samples shall be attracted
+                by several chunks, "positives": [B, P, Tp, Da] in the units of the demonstrations, and
+                "positive_weights": [B, P].
             draws: what `draw(B)` returned; drawn here if absent.
 
         Raises:
@@ -160,9 +161,12 @@ class Policy(nn.Module):
         """
         drawn = self.draw(len(batch[ACTION])) if draws is None else draws
         drawn = {name: self._to_device(value) for name, value in drawn.items()}
-        action, positives = demonstrated(batch, drawn, self.config, self.normalizer)
+        names = [name for name in (ACTION, POSITIVES, POSITIVE_WEIGHTS) if name in batch]
+        chunks = {name: self._to_device(batch[name]) for name in names}
+        action, positives = demonstrated(chunks, drawn, self.config, self.normalizer)
+        observation = as_observation(self.config.observations, batch["obs"])
         condition = self._encode(
-            as_observation(self.config.observations, batch["obs"]),
+            {key: self._to_device(value) for key, value in observation.items()},
             below(_CROP, drawn),
             below(OBSERVATION_NOISE, drawn),
         )
@@ -339,8 +343,9 @@ class Policy(nn.Module):
         encoded: Tensor = self.encoder(given, crops)
         return encoded
 
-    def _to_device(self, value: Tensor) -> Tensor:
-        """Move a tensor to the policy's device, numbers also to its type; bytes and integers stay what they are."""
+    def _to_device(self, given: Tensor | np.ndarray) -> Tensor:
+        """Move an array to the policy's device, numbers also to its type; bytes and integers stay what they are."""
+        value = torch.as_tensor(given)
         return value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
 
     def _one_step(self, obs_now: Any) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Wrong observations and noise are refused with a message that names them and what is expected."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,15 @@ def test_wrong_sizes_in_a_batch_are_refused() -> None:
     batch["action"][0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         policy.compute_loss(batch)
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.double])
+def test_a_batch_may_hold_arrays_and_doubles(convert: Callable[[torch.Tensor], Any]) -> None:
+    policy = tiny_policy()
+    batch, draws = tiny_batch(policy), policy.draw(len(tiny_batch(policy)["action"]))
+    given = {"obs": {key: convert(value) for key, value in batch["obs"].items()}, "action": convert(batch["action"])}
+    loss, _ = policy.compute_loss(given, draws)
+    assert torch.equal(loss, policy.compute_loss(batch, draws)[0])
 
 
 def test_a_batch_may_hold_the_bare_observation_of_a_policy_with_one_key() -> None:
