@@ -90,7 +90,7 @@ def command(config: StudyConfig, question: str) -> list[str]:
     """Return the arguments of python that make this run; later settings overrule earlier ones."""
     budget = config.budgets[config.task]
     own = [*config.question.common, *config.question.variants[config.variant]]
-    settings = [*budget.overrides, *_for_task(config.task, own, config.budgets)]
+    settings = [*budget.overrides, *for_task(config.task, own, config.budgets)]
     if budget.program == EVALUATION:  # of a policy that exists: its noise is what a seed changes
         settings += [f"evaluation.policy_seed={config.seed}", f"output={run_folder(config, question)}"]
     else:
@@ -157,7 +157,7 @@ def _settings(arguments: Sequence[str], program: str) -> list[str]:
     return [argument for argument in arguments if argument.partition("=")[0] not in ignored]
 
 
-def _for_task(task: str, settings: list[str], tasks: Iterable[str]) -> list[str]:
+def for_task(task: str, settings: list[str], tasks: Iterable[str]) -> list[str]:
     """Leave out what is for other tasks, and the names of tasks in front of settings."""
     kept = []
     for setting in settings:

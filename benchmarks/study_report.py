@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from benchmarks.study import for_task
 from benchmarks.tables import (
     NOT_MEASURED,
     ROOT,
@@ -26,7 +29,7 @@ from benchmarks.tables import (
     success_rate,
     update_page,
 )
-from drift_policy.evaluation.statistics import Interval
+from drift_policy.evaluation.statistics import Interval, difference_interval
 
 PAGE = ROOT / "docs" / "study.md"
 IMAGES = ROOT / "docs" / "images"
@@ -75,18 +78,47 @@ def measured_tasks(question: str, results: Path) -> list[str]:
     return [task for task in tasks if any((results / question / task).glob("*.json"))]
 
 
+def reference_of(question: str, task: str) -> str:
+    """Return what the other variants are compared with: the one without settings of its own, else the first."""
+    asked = OmegaConf.load(QUESTIONS / f"{question}.yaml")
+    own = {str(name): [str(setting) for setting in settings] for name, settings in asked.variants.items()}
+    tasks = [str(name) for name in asked.tasks]
+    return next((name for name, settings in own.items() if not for_task(task, settings, tasks)), next(iter(own)))
+
+
+def success_difference(runs: Sequence[Manifest], reference: Sequence[Manifest]) -> str:
+    """Return how much more often policies succeed than those of the reference, if both have several training seeds."""
+    if min(len(runs), len(reference)) < 2:
+        return ""
+    if [run["command"] for run in runs] == [run["command"] for run in reference]:
+        return "reference"
+    difference = difference_interval(_successes(runs), _successes(reference))
+    return f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+
+
+def _successes(runs: Sequence[Manifest]) -> NDArray[np.float64]:
+    """Return the successes [seeds, start states] of evaluations on the same start states."""
+    by_start = [{episode["seed"]: episode["success"] for episode in run["evaluation"]["episodes"]} for run in runs]
+    return np.array([[successes[seed] for seed in sorted(by_start[0])] for successes in by_start], dtype=float)
+
+
 def question_table(question: str, results: Path) -> str:
     """Return the tables of a question, one a task; every seed's main number stands in the last column."""
     parts = []
     for task in measured_tasks(question, results):
         columns, rows = columns_of(task), []
+        has_episodes = columns is POLICY_COLUMNS
+        reference = read_runs(results / question / task, reference_of(question, task)) if has_episodes else []
         for variant in variants_of(question):
             runs = read_runs(results / question / task, variant)
             if runs:
                 cells = [mean_and_interval(column.interval(runs), digits=3) for column in columns]
                 by_seed = " / ".join(f"{columns[0].interval([run]).mean:.3f}" for run in runs)
+                cells += [success_difference(runs, reference)] if has_episodes else []
                 rows.append([variant.replace("_", " "), *cells, _minutes(runs), by_seed])
-        header = [task, *(column.title for column in columns), "training [min]", f"{columns[0].title} by seed"]
+        compared = ["difference in success"] if has_episodes else []
+        titles = [*(column.title for column in columns), *compared]
+        header = [task, *titles, "training [min]", f"{columns[0].title} by seed"]
         parts.append(markdown(header, rows))
     return "\n\n".join(parts) or NOT_MEASURED
 

@@ -53,7 +53,13 @@ DRIFT, LOSS = "drift, state", "drift loss alone"
 IMAGE, IMAGE_LOSS = "drift, image", "drift loss alone, image"
 LOSS_OF = {DRIFT: LOSS, IMAGE: IMAGE_LOSS}  # an update, and its loss: the kernel is a setting of the task
 ALWAYS = (MLP_LOOP, DRIFT, LOSS)  # what the other updates are held against
-PARTS = {"state": (), "heads": ("diffusion, state", "regression, state"), "image": (CNN_LOOP, IMAGE, IMAGE_LOSS)}
+BFLOAT16 = "drift, state, bfloat16"
+PARTS = {
+    "state": (),
+    "precision": (BFLOAT16,),
+    "heads": ("diffusion, state", "regression, state"),
+    "image": (CNN_LOOP, IMAGE, IMAGE_LOSS),
+}
 
 
 # The references, down to the next line of dashes. NEVER CHANGE THEM: results of all versions are held against them.
@@ -166,12 +172,19 @@ def random_demonstrations(images: bool) -> Demonstrations:
     return Demonstrations(buffer, ResolvedData(Path("random"), "path", "random numbers"))
 
 
-def shipped_config(policy: str, task: str) -> TrainConfig:
-    """Return the configuration of `python train_policy.py task=<task> policy=<policy>`."""
+def shipped_config(policy: str, task: str, *further: str) -> TrainConfig:
+    """Return the configuration of `python train_policy.py task=<task> policy=<policy> <further>`."""
     with initialize_config_dir(str(CONFIGS.resolve()), version_base="1.3"):
         # The default name asks the running program, which is not train_policy.py.
         # Random numbers have no mirror image; it is no part of an update.
-        settings = [f"task={task}", f"policy={policy}", "name=throughput", "device=cpu", "policy.mirrored=false"]
+        settings = [
+            f"task={task}",
+            f"policy={policy}",
+            "name=throughput",
+            "device=cpu",
+            "policy.mirrored=false",
+            *further,
+        ]
         composed = compose("train", settings)
     return parse_config(TrainConfig, resolved(composed))
 
@@ -242,6 +255,7 @@ def make_cases(parts: Sequence[str]) -> dict[str, Case]:
         MLP_LOOP: lambda: Case(reference_mlp_loop(), "reference", 64, MLP_LOOP),
         DRIFT: lambda: update_case(default, states, MLP_LOOP),
         LOSS: lambda: loss_case(default, MLP_LOOP),
+        BFLOAT16: lambda: update_case(shipped_config("drift", "pusht", "trainer.precision=bfloat16"), states, MLP_LOOP),
         "diffusion, state": lambda: update_case(shipped_config("diffusion", "pusht"), states, MLP_LOOP),
         "regression, state": lambda: update_case(shipped_config("regression", "pusht"), states, MLP_LOOP),
         CNN_LOOP: lambda: Case(reference_cnn_loop(), "reference", 64, CNN_LOOP),

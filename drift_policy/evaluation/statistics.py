@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
 
 CONFIDENCE = 0.95
@@ -40,6 +41,34 @@ def mean_interval(values: Sequence[float]) -> Interval:
     )
     bounds = result.confidence_interval
     return Interval(mean, float(bounds.low), float(bounds.high), len(array))
+
+
+def difference_interval(values: NDArray[np.float64], reference: NDArray[np.float64]) -> Interval:
+    """Return how much higher `values` are than `reference` on average, with its bootstrap percentile interval.
+
+    Training seeds of both are drawn anew, and the start states, which both share, together: the interval covers that
+    other seeds and other start states would have given other numbers.
+
+    Args:
+        values: [seeds, start states], for example successes.
+        reference: [other seeds, the same start states].
+
+    Raises:
+        ValueError: other start states.
+    """
+    if values.shape[1] != reference.shape[1]:
+        raise ValueError(f"{values.shape[1]} start states cannot be compared with {reference.shape[1]}.")
+    rng, resamples = np.random.default_rng(0), 10_000
+    states = values.shape[1]
+    picked = rng.multinomial(states, np.full(states, 1 / states), resamples) / states  # weights [resamples, states]
+
+    def means(runs: NDArray[np.float64]) -> NDArray[np.float64]:
+        seeds = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), resamples) / len(runs)
+        resampled: NDArray[np.float64] = np.einsum("rs,se,re->r", seeds, runs, picked)
+        return resampled
+
+    low, high = np.quantile(means(values) - means(reference), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(values.mean() - reference.mean()), float(low), float(high), values.size)
 
 
 def success_interval(successes: Sequence[bool]) -> Interval:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_policy.evaluation.statistics import mean_interval, success_interval
+from drift_policy.evaluation.statistics import difference_interval, mean_interval, success_interval
 
 
 def test_wilson_interval_known_value() -> None:
@@ -40,3 +40,24 @@ def test_bootstrap_interval_covers_the_true_mean() -> None:
         for interval in (mean_interval(rng.beta(4, 1, size=50).tolist()) for _ in range(60))
     ]
     assert 0.85 <= np.mean(covered) <= 1.0
+
+
+def test_differences_cover_the_true_one_though_seeds_and_start_states_differ() -> None:
+    rng = np.random.default_rng(0)
+    covered, paired_width, seeds = [], [], []
+    for _ in range(60):
+        hard = rng.normal(0, 0.2, 80)  # start states, shared
+        quality = rng.normal(0, 0.05, (2, 8, 1))  # training seeds
+        first, second = hard + quality + rng.normal(0, 0.1, (2, 8, 80)) + np.array([0.1, 0.0]).reshape(2, 1, 1)
+        interval = difference_interval(first, second)
+        covered.append(interval.low <= 0.1 <= interval.high)
+        paired_width.append(interval.high - interval.low)
+        seeds.append(first.mean() - second.mean())
+    assert 0.8 <= np.mean(covered) <= 1.0
+    # Start states cancel; what remains is that of the seeds.
+    assert np.mean(paired_width) == pytest.approx(2 * 1.96 * np.std(seeds), rel=0.25)
+
+
+def test_a_difference_needs_the_same_start_states() -> None:
+    with pytest.raises(ValueError, match="80 start states cannot be compared with 50"):
+        difference_interval(np.zeros((3, 80)), np.zeros((3, 50)))
