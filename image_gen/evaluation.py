@@ -166,7 +166,7 @@ def make_judge(name: str, weights: str | None, data: DataConfig | None, device: 
         )
     real = open_samples(replace(data, split="train"), seed=0)
     images, class_ids = load_all(real)
-    return ClassifierJudge(train_classifier(images, class_ids, real.num_classes), data.name)
+    return ClassifierJudge(train_classifier(images, class_ids, real.num_classes), data.name, device)
 
 
 def make_reference(
@@ -183,7 +183,8 @@ def make_reference(
         moments, pixels = read_statistics(path)
         features = None
         if pixels is not None and judge.space == "pixels":
-            batches = (to_images(pixels[i : i + config.batch_size]) for i in range(0, len(pixels), config.batch_size))
+            starts = range(0, len(pixels), config.batch_size)
+            batches = (to_images(pixels[start : start + config.batch_size]).to(device) for start in starts)
             features = judge_all(judge, batches, len(pixels), "reference", console).features
         if moments is None and features is None:
             raise ConfigurationError(f"{path} holds images, which {judge.name} cannot judge: it takes latents.")

@@ -44,15 +44,16 @@ class ClassifierJudge:
     Args:
         classifier: trained.
         dataset: that it was trained on.
+        device: where to judge.
     """
 
     is_inception = False
     space = "pixels"
     knows_classes = True
 
-    def __init__(self, classifier: ImageClassifier, dataset: str) -> None:
+    def __init__(self, classifier: ImageClassifier, dataset: str, device: torch.device) -> None:
         self.name = f"a small classifier of {dataset}"
-        self._classifier = classifier
+        self._classifier = classifier.to(device)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Judgement:
