@@ -43,11 +43,11 @@ class EvaluateConfig:
     reference: str | None = None  # folder of images, or .npz with statistics or images; null is the data set
     num_samples: int = 50000  # generated images, equally many of each class
     num_nearest: int = 3  # k of precision and recall
-    num_manifold: int = 10000  # images of each side that precision and recall use
+    num_manifold: int = 10000  # images of each side that precision and recall use; real ones are chosen at random
     splits: int = 10  # parts of the Inception Score
     network: str = "inception"  # "inception", "classifier" (trained on the data first), or "mae:<folder>"
     network_weights: str | None = None  # file of the Inception weights; null looks in the cache
-    seed: int = 0  # of noise and styles
+    seed: int = 0  # of noise, styles, and the choice of real images for precision and recall
     cfg_scale: float = 1.0  # guidance scale
     flow_steps: int = 50  # network evaluations of a flow model
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
@@ -140,8 +140,10 @@ def score(
         f"{label}, deviation over splits": deviation,
     }
     if reference.features is not None:
-        count = config.num_manifold
-        precision, recall = precision_recall(judged.features[:count], reference.features[:count], config.num_nearest)
+        # Generated classes take turns, so the first images are of all of them; real images are often sorted by class.
+        generated = judged.features[: config.num_manifold]
+        real = random_rows(reference.features, config.num_manifold, config.seed)
+        precision, recall = precision_recall(generated, real, config.num_nearest)
         scores |= {"precision": precision, "recall": recall}
     if judge.knows_classes:
         scores["accuracy"] = float((judged.logits.argmax(dim=1) == class_ids).double().mean())
@@ -222,6 +224,23 @@ def load_all(real: RealSamples) -> tuple[Tensor, Tensor]:
     """Return all samples [N, C, H, W] and classes [N] of a small data set."""
     images, class_ids = zip(*(real.dataset[index] for index in range(len(real.dataset))), strict=True)
     return torch.stack(images), torch.tensor(class_ids)
+
+
+def random_rows(features: Tensor, number: int, seed: int) -> Tensor:
+    """Return a seeded random choice of rows without replacement, in their order; all of them if there are no more.
+
+    Args:
+        features: [M, D].
+        number: of rows.
+        seed: of the choice.
+
+    Returns:
+        [min(M, number), D].
+    """
+    if len(features) <= number:
+        return features
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:number]
+    return features[chosen.sort().values]
 
 
 def to_images(pixels: np.ndarray) -> Tensor:

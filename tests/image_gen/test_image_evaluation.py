@@ -9,8 +9,12 @@ from rich.console import Console
 
 from image_gen import evaluation
 from image_gen.baselines.classifier import ImageClassifier
-from image_gen.evaluation import EvaluateConfig, make_judge, make_reference
+from image_gen.evaluation import EvaluateConfig, Reference, make_judge, make_reference, random_rows, score
 from image_gen.metrics.judges import Judgement
+from image_gen.metrics.statistics import moments_of
+from image_gen.models import build_generator
+from image_gen.sampling import Sampler
+from image_gen.tokenizers.pixels import Pixels
 from image_gen.training.config import DataConfig
 
 META = torch.device("meta")  # holds no numbers, but refuses what lies on another device
@@ -49,3 +53,41 @@ def test_images_of_a_file_are_judged_on_the_device(tmp_path: Path) -> None:
     judge = FakeJudge()
     make_reference(config, judge, None, META, QUIET)
     assert [(len(images), images.device) for images in judge.seen] == [(3, META), (2, META)]
+
+
+def tiny_sampler() -> Sampler:
+    sizes = {"hidden_size": 16, "cond_dim": 16, "depth": 1, "num_heads": 2, "n_cls_tokens": 1, "noise_coords": 2}
+    return Sampler(build_generator("digits_tiny", **sizes), Pixels(1))
+
+
+class LevelJudge(FakeJudge):
+    """Says that images lie around ten places, one for each class in turn."""
+
+    def __call__(self, images: torch.Tensor) -> Judgement:
+        first = sum(map(len, self.seen))
+        self.seen.append(images)
+        places = torch.arange(first, first + len(images)) % 10
+        return Judgement(around(places), torch.zeros(len(images), 4))
+
+
+def around(places: torch.Tensor) -> torch.Tensor:
+    """Return points [N, 2] close to places [N] on a line."""
+    noise = torch.rand(len(places), 2, generator=torch.Generator().manual_seed(len(places)))
+    return torch.stack([100.0 * places, 0.0 * places], dim=1) + noise
+
+
+def test_precision_takes_real_images_of_all_classes() -> None:
+    # Sorted by class, as a folder is: the first 200 are of one class of ten.
+    real = around(torch.arange(10).repeat_interleave(200))
+    config = EvaluateConfig(ckpt="x", num_samples=200, num_manifold=200, splits=1)
+    scores = score(tiny_sampler(), LevelJudge(), Reference(moments_of(real), real, "sorted"), config, QUIET)
+    assert scores["precision"] > 0.8
+
+
+def test_the_choice_of_real_images_is_seeded_and_without_replacement() -> None:
+    features = torch.arange(50.0).unsqueeze(1)
+    chosen = random_rows(features, 20, seed=0)
+    assert len(set(chosen.ravel().tolist())) == 20
+    assert torch.equal(random_rows(features, 20, seed=0), chosen)
+    assert not torch.equal(random_rows(features, 20, seed=1), chosen)
+    assert torch.equal(random_rows(features, 50, seed=0), features)
