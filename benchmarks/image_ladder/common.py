@@ -23,10 +23,11 @@ from drift_policy.manifest import describe_run, write_json
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
 from image_gen.baselines.classifier import train_classifier
-from image_gen.evaluation import EvaluateConfig, Reference, judge_all, load_all, score
+from image_gen.evaluation import EvaluateConfig, load_all, score
 from image_gen.metrics.judges import ClassifierJudge
 from image_gen.metrics.statistics import frechet_distance, moments_of
 from image_gen.pictures import draw_grid, write_png
+from image_gen.reference import Reference, judge_all
 from image_gen.sampling import load_sampler
 from image_gen.training.config import DataConfig, GeneratorTrainConfig, MaeTrainConfig
 from image_gen.training.drift_objective import LossOfFeatures, drifting_loss

@@ -5,17 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
+from drift_policy.errors import DataError
 from image_gen import evaluation
 from image_gen.baselines.classifier import ImageClassifier
-from image_gen.evaluation import EvaluateConfig, Reference, make_judge, make_reference, random_rows, score
+from image_gen.data.cache_latents import CacheConfig, cache_latents
+from image_gen.evaluation import EvaluateConfig, make_judge, random_rows, score
 from image_gen.metrics.judges import Judgement
 from image_gen.metrics.statistics import moments_of
 from image_gen.models import build_generator
+from image_gen.reference import Reference, make_reference
 from image_gen.sampling import Sampler
+from image_gen.tokenizers import Tokenizer
 from image_gen.tokenizers.pixels import Pixels
 from image_gen.training.config import DataConfig
+from image_gen.training.samples import open_samples
 
 META = torch.device("meta")  # holds no numbers, but refuses what lies on another device
 QUIET = Console(quiet=True)
@@ -26,15 +32,15 @@ class FakeJudge:
 
     name = "a fake"
     is_inception = False
-    space = "pixels"
     knows_classes = False
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []
+        self.space = "pixels"
 
     def __call__(self, images: torch.Tensor) -> Judgement:
         self.seen.append(images)
-        means = torch.zeros(len(images), 2) if images.is_meta else images.mean(dim=(2, 3))
+        means = torch.zeros(len(images), 3) if images.is_meta else images.mean(dim=(2, 3))
         return Judgement(means, torch.zeros(len(images), 4))
 
 
@@ -47,17 +53,74 @@ def test_the_classifier_judges_where_the_images_are(monkeypatch: pytest.MonkeyPa
     assert judged.features.device == judged.logits.device == META
 
 
-def test_images_of_a_file_are_judged_on_the_device(tmp_path: Path) -> None:
-    np.savez(tmp_path / "images.npz", arr_0=np.zeros((5, 8, 8, 3), dtype=np.uint8))
-    config = EvaluateConfig(ckpt="x", reference=str(tmp_path / "images.npz"), batch_size=3)
-    judge = FakeJudge()
-    make_reference(config, judge, None, META, QUIET)
-    assert [(len(images), images.device) for images in judge.seen] == [(3, META), (2, META)]
-
-
 def tiny_sampler() -> Sampler:
     sizes = {"hidden_size": 16, "cond_dim": 16, "depth": 1, "num_heads": 2, "n_cls_tokens": 1, "noise_coords": 2}
     return Sampler(build_generator("digits_tiny", **sizes), Pixels(1))
+
+
+def test_images_of_a_file_are_judged_on_the_device(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", arr_0=np.zeros((5, 8, 8, 3), dtype=np.uint8))
+    sampler, judge = tiny_sampler(), FakeJudge()
+    sampler.generator.to(META)
+    make_reference(str(tmp_path / "images.npz"), None, judge, sampler, 3, QUIET)
+    assert [(len(images), images.device) for images in judge.seen] == [(3, META), (2, META)]
+
+
+class Squares(Tokenizer):
+    """Latents are the means of squares of seven pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, factor=7)
+
+    def _encode(self, images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 7)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.repeat_interleave(7, dim=2).repeat_interleave(7, dim=3)
+
+
+def write_images(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        levels = np.random.default_rng(number).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize("folders", [[""], ["one", "two"], ["train/one", "train/two/deep"]])
+def test_any_folder_of_images_is_a_reference(tmp_path: Path, folders: list[str]) -> None:
+    for name in folders:
+        write_images(tmp_path / name, 6 // len(folders))
+    (tmp_path / "notes.txt").write_text("no image")
+    judge = FakeJudge()
+    reference = make_reference(str(tmp_path), None, judge, tiny_sampler(), 4, QUIET)
+    assert reference.features is not None and reference.features.shape == (6, 3)
+    assert reference.name == str(tmp_path)
+    assert reference.facts == {"images": 6, "image_size": 8}
+
+
+def test_a_folder_has_the_size_and_space_of_the_generator(tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    sampler, judge = tiny_sampler(), FakeJudge()
+    sampler.tokenizer = Squares()
+    make_reference(str(tmp_path), None, judge, sampler, 4, QUIET)
+    assert judge.seen[0].shape == (3, 3, 56, 56)
+    judge.space = "latents"
+    make_reference(str(tmp_path), None, judge, sampler, 4, QUIET)
+    assert judge.seen[1].shape == (3, 3, 8, 8)
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(DataError, match="no folder with images"):
+            make_reference(str(folder), None, FakeJudge(), tiny_sampler(), 4, QUIET)
+
+
+def test_a_data_set_is_named(tmp_path: Path) -> None:
+    real = open_samples(DataConfig(split="val"), 0)
+    assert make_reference(None, real, FakeJudge(), tiny_sampler(), 100, QUIET).name == "digits, val"
+    cache_latents(CacheConfig("digits", "pixels", str(tmp_path / "cache"), num_workers=0), QUIET)
+    cached = open_samples(DataConfig(latents=str(tmp_path / "cache")), 0)
+    assert make_reference(None, cached, FakeJudge(), tiny_sampler(), 500, QUIET).name == "digits, train"
 
 
 class LevelJudge(FakeJudge):
