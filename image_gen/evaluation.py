@@ -107,26 +107,25 @@ def score(
     """Draw images and compare them with a reference.
 
     Returns:
-        Names with the network in them: only Inception's distance is called FID.
+        Names with the network in them: only Inception's distance is called FID. A network without classifier gives no
+        Inception-like score and no accuracy.
     """
     class_ids = torch.arange(config.num_samples) % sampler.generator.config.num_classes
     images = sampler.stream(class_ids, config.seed, config.batch_size)
     judged = judge_all(judge, images, config.num_samples, "generated", console)
-    mean, deviation = inception_score(judged.logits, config.splits)
-    label = "Inception Score" if judge.is_inception else f"exp(KL) score by {judge.name}"
     distance = "FID" if judge.is_inception else f"Frechet distance in {judge.name} features"
-    scores: dict[str, Any] = {
-        distance: frechet_distance(moments_of(judged.features), reference.moments),
-        label: mean,
-        f"{label}, deviation over splits": deviation,
-    }
+    scores: dict[str, Any] = {distance: frechet_distance(moments_of(judged.features), reference.moments)}
+    if judged.logits is not None:
+        label = "Inception Score" if judge.is_inception else f"exp(KL) score by {judge.name}"
+        mean, deviation = inception_score(judged.logits, config.splits)
+        scores |= {label: mean, f"{label}, deviation over splits": deviation}
     if reference.features is not None:
         # Generated classes take turns, so the first images are of all of them; real images are often sorted by class.
         generated = judged.features[: config.num_manifold]
         real = random_rows(reference.features, config.num_manifold, config.seed)
         precision, recall = precision_recall(generated, real, config.num_nearest)
         scores |= {"precision": precision, "recall": recall}
-    if judge.knows_classes:
+    if judged.logits is not None and judge.knows_classes:
         scores["accuracy"] = float((judged.logits.argmax(dim=1) == class_ids).double().mean())
     return scores | {"network": judge.name, "num_samples": config.num_samples}
 

@@ -69,15 +69,18 @@ def make_reference(
 
 def judge_all(judge: Judge, batches: Iterable[Tensor], total: int, what: str, console: Console) -> Judgement:
     """Judge all images; features and logits come to the CPU."""
-    parts: list[Judgement] = []
+    features: list[Tensor] = []
+    logits: list[Tensor] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(f"{what} images", total=total)
         for images in batches:
             judged = judge(images)
-            parts.append(Judgement(judged.features.float().cpu(), judged.logits.float().cpu()))
+            features.append(judged.features.float().cpu())
+            if judged.logits is not None:
+                logits.append(judged.logits.float().cpu())
             progress.advance(task, len(images))
-    return Judgement(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
+    return Judgement(torch.cat(features), torch.cat(logits) if logits else None)
 
 
 def to_images(pixels: np.ndarray) -> Tensor:

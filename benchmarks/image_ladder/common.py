@@ -153,6 +153,7 @@ def judge_digits(console: Console) -> Judged:
     reference = Reference(moments_of(real.features), real.features, "digits, train")
     images, class_ids = load_all(held_out)
     others = judge_all(judge, [images], len(images), "held-out", console)
+    assert others.logits is not None  # a classifier gives them
     scores = {
         f"Frechet distance in {judge.name} features": frechet_distance(moments_of(others.features), reference.moments),
         "accuracy": float((others.logits.argmax(dim=1) == class_ids).double().mean()),

@@ -23,7 +23,7 @@ class Judgement(NamedTuple):
     """What a network says about images."""
 
     features: Tensor  # [B, D]
-    logits: Tensor  # [B, classes]
+    logits: Tensor | None  # [B, classes]; None where it has no classifier
 
 
 class Judge(Protocol):
@@ -64,7 +64,7 @@ class ClassifierJudge:
 
 
 class MaeJudge:
-    """A masked autoencoder: the mean over positions of its last stage, and its classifier.
+    """A masked autoencoder: the mean over positions of its last stage, and its classifier if that was trained.
 
     Args:
         folder: what `image_gen.load_mae` takes.
@@ -76,17 +76,17 @@ class MaeJudge:
 
     is_inception = False
     space = "latents"
-    knows_classes = True
 
     def __init__(self, folder: str, device: torch.device) -> None:
         self.name = f"the MAE {folder}"
         self._mae: MAE = load_mae(folder, device)
+        self.knows_classes = self._mae.has_classifier
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Judgement:
         """Judge images or latents in the space of the autoencoder."""
         features = self._mae.encoder(self._mae.fold(images))["layer4"].mean(dim=(2, 3))
-        return Judgement(features, self._mae.fc(features))
+        return Judgement(features, self._mae.fc(features) if self.knows_classes else None)
 
 
 class InceptionJudge:

@@ -13,9 +13,9 @@ from image_gen import evaluation
 from image_gen.baselines.classifier import ImageClassifier
 from image_gen.data.cache_latents import CacheConfig, cache_latents
 from image_gen.evaluation import EvaluateConfig, make_judge, random_rows, score
-from image_gen.metrics.judges import Judgement
+from image_gen.metrics.judges import Judgement, MaeJudge
 from image_gen.metrics.statistics import moments_of
-from image_gen.models import build_generator
+from image_gen.models import build_generator, build_mae
 from image_gen.reference import Reference, make_reference
 from image_gen.sampling import Sampler
 from image_gen.tokenizers import Tokenizer
@@ -50,6 +50,7 @@ def test_the_classifier_judges_where_the_images_are(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(evaluation, "train_classifier", untrained)
     judged = make_judge("classifier", None, DataConfig(), META)(torch.zeros(3, 1, 8, 8, device=META))
+    assert judged.logits is not None
     assert judged.features.device == judged.logits.device == META
 
 
@@ -154,3 +155,17 @@ def test_the_choice_of_real_images_is_seeded_and_without_replacement() -> None:
     assert torch.equal(random_rows(features, 20, seed=0), chosen)
     assert not torch.equal(random_rows(features, 20, seed=1), chosen)
     assert torch.equal(random_rows(features, 50, seed=0), features)
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_an_autoencoder_without_classifier_names_no_classes(tmp_path: Path, is_trained: bool) -> None:
+    mae = build_mae("digits_tiny", base_channels=4, layers=[1, 1, 1, 1])
+    if is_trained:
+        torch.nn.init.ones_(mae.fc.bias)
+    judge = MaeJudge(str(mae.save_pretrained(tmp_path / "mae")), torch.device("cpu"))
+    real = torch.rand(20, 32)
+    config = EvaluateConfig(ckpt="x", num_samples=20, splits=2)
+    scores = score(tiny_sampler(), judge, Reference(moments_of(real), real, "random"), config, QUIET)
+    assert f"Frechet distance in {judge.name} features" in scores
+    assert ("accuracy" in scores) is is_trained
+    assert any("exp(KL)" in name for name in scores) is is_trained
