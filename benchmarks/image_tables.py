@@ -15,7 +15,8 @@ from benchmarks.tables import NOT_MEASURED, RESULTS, ROOT, fill, is_check, markd
 PAGE = ROOT / "docs" / "image_gen.md"
 STUDIES = ("antisymmetry", "positives", "negatives", "features", "temperatures")
 DISTANCE = "Frechet distance in a small classifier of digits features"
-SCORES = (DISTANCE, "accuracy")
+SCORES = {DISTANCE: ".1f", "accuracy": ".3f"}  # of orderings, with the form of their means
+_DIGITS_SCORES = {DISTANCE: ".1f", "recall": ".2f", "accuracy": ".3f"}
 _MAE_SCORES = ("precision", "recall", "accuracy")
 Scores = Mapping[str, Any]
 
@@ -30,10 +31,11 @@ def digits_table(results: Path) -> str:
         runs = [file["methods"][method] for file in files]
         evaluations = str(runs[0]["scores"]["evaluations_per_image"])
         minutes = sum(run["training"]["seconds"] for run in runs) / len(runs) / 60
-        rows.append([method, evaluations, *_means([run["scores"] for run in runs]), f"{minutes:.1f}", str(len(runs))])
-    real = _means([files[0]["held_out_real_images"]])
-    rows.append(["held-out real digits", "", *real, "", ""])
-    return markdown(["method", "evaluations", "Frechet distance", "accuracy", "training [min]", "seeds"], rows)
+        means = _means([run["scores"] for run in runs], _DIGITS_SCORES)
+        rows.append([method, evaluations, *means, f"{minutes:.1f}", str(len(runs))])
+    distance, accuracy = _means([files[0]["held_out_real_images"]], SCORES)
+    rows.append(["held-out real digits", "", distance, "", accuracy, "", ""])
+    return markdown(["method", "evaluations", "Frechet distance", "recall", "accuracy", "training [min]", "seeds"], rows)
 
 
 def ordering_table(study: str, results: Path) -> str:
@@ -44,7 +46,7 @@ def ordering_table(study: str, results: Path) -> str:
     rows = []
     for position, first in enumerate(files[0]["settings"]):
         scores = [file["settings"][position]["scores"] for file in files]
-        rows.append([first["setting"], *_means(scores), str(files[0]["settings"][position]["training"]["steps"])])
+        rows.append([first["setting"], *_means(scores, SCORES), str(files[0]["settings"][position]["training"]["steps"])])
     return markdown([study, "Frechet distance", f"accuracy ({len(files)} seed{'s' * (len(files) > 1)})", "steps"], rows)
 
 
@@ -100,9 +102,8 @@ def _files(results: Path, pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((results / "image_gen").glob(pattern))]
 
 
-def _means(scores: Sequence[Scores]) -> tuple[str, str]:
-    distance, accuracy = (sum(float(score[name]) for score in scores) / len(scores) for name in SCORES)
-    return f"{distance:.1f}", f"{accuracy:.3f}"
+def _means(scores: Sequence[Scores], forms: Mapping[str, str]) -> list[str]:
+    return [f"{sum(float(score[name]) for score in scores) / len(scores):{form}}" for name, form in forms.items()]
 
 
 def main() -> None:

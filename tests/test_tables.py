@@ -47,14 +47,14 @@ def test_image_tables_average_over_seeds(tmp_path: Path) -> None:
     folder = tmp_path / "image_gen"
     folder.mkdir()
     for seed, distance in ((0, 10.0), (1, 20.0)):
-        scores = {image_tables.DISTANCE: distance, "accuracy": 0.5, "evaluations_per_image": 1}
+        scores = {image_tables.DISTANCE: distance, "accuracy": 0.5, "recall": seed / 2, "evaluations_per_image": 1}
         run = {"training": {"seconds": 60.0, "steps": 200}, "scores": scores}
         digits = {"methods": {"drift": run}, "held_out_real_images": {image_tables.DISTANCE: 1.0, "accuracy": 0.9}}
         (folder / f"digits_seed{seed}.json").write_text(json.dumps(digits))
         ordering = {"settings": [{"setting": "one", **run}]}
         (folder / f"ordering_features_seed{seed}.json").write_text(json.dumps(ordering))
     lines = image_tables.digits_table(tmp_path).splitlines()
-    assert "| drift | 1 | 15.0 | 0.500 | 1.0 | 2 |" in lines
-    assert "| held-out real digits |  | 1.0 | 0.900 |  |  |" in lines
+    assert "| drift | 1 | 15.0 | 0.25 | 0.500 | 1.0 | 2 |" in lines
+    assert "| held-out real digits |  | 1.0 |  | 0.900 |  |  |" in lines
     assert "| one | 15.0 | 0.500 | 200 |" in image_tables.ordering_table("features", tmp_path).splitlines()
     assert image_tables.ordering_table("positives", tmp_path) == tables.NOT_MEASURED
