@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from benchmarks import image_speed
-from benchmarks.image_ladder import common, digits, orderings
+from benchmarks.image_ladder import common, cost, digits, orderings
 from benchmarks.image_ladder.plain_loss import PlainLossOfFeatures, plain_drift_loss
 from drift_policy.drift import drift_loss
 from image_gen.baselines.classifier import train_classifier
 from image_gen.encoders.base import FeatureExtractor
+from image_gen.encoders.mae import MaeFeatures
 from image_gen.feature_loss import target_features
+from image_gen.models import build_generator, build_mae
 from image_gen.training.config import DriftConfig
 from image_gen.training.drift_objective import drifting_loss
 from tests.helpers.image_configs import TINY
@@ -79,3 +81,20 @@ def test_speed_stands_beside_a_plain_reference(tmp_path: Path) -> None:
     assert size["sampling"]["images_per_s"] > 0
     assert size["sampling"]["images_per_s_plain_attention"] > 0
     assert 0 < size["training"]["drift_loss_share"] < 3
+
+
+def test_flops_of_a_step_are_those_of_its_passes() -> None:
+    with cost.on_meta():
+        assert cost.count(lambda: torch.empty(2, 3) @ torch.empty(3, 4)) == 2 * 2 * 3 * 4
+        generator, features = build_generator("digits_tiny"), MaeFeatures(build_mae("digits_tiny"))
+        config = DriftConfig(labels_per_step=3, samples_per_label=4, positives_per_label=5, unconditional_per_label=2)
+        step = cost.Step(generator, features, config)
+        image, parts = step.flops_of_an_image(), step.flops()
+        generator.activation_checkpointing = True
+        recomputed = step.flops()
+    assert parts["features_real"] == 3 * 7 * image["features"]
+    # The gradient goes to the images alone, not to frozen weights.
+    assert parts["features_generated"] == pytest.approx(2 * 12 * image["features"], rel=0.01)
+    assert parts["generator"] == pytest.approx(3 * 12 * image["generator"], rel=0.05)
+    assert recomputed["generator"] == pytest.approx(4 * 12 * image["generator"], rel=0.05)
+    assert parts["loss"] > 0
