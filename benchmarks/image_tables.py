@@ -79,21 +79,25 @@ def speed_table(results: Path) -> str:
         device = machine["gpu"] if "--device cuda" in file["command"] else f"{machine['threads']} CPU thread(s)"
         mode = ", ".join([file["precision"], *(["compiled"] if "--compile" in file["command"].split() else [])])
         for size, row in file["sizes"].items():
-            drawn, training = row["sampling"], row["training"]
+            drawn, trained = row["sampling"], row["training"]
             rows.append(
                 [
                     size,
                     f"{device}, {mode}",
                     f"{drawn['images_per_s']:.4g}",
                     f"{drawn['images_per_s'] / drawn['images_per_s_plain_attention']:.2f}",
-                    f"{training['labels_per_step']} x {training['samples_per_label']}",
-                    f"{training['steps_per_s']:.2f}",
-                    f"{training['drift_loss_share']:.0%}",
-                    f"{training['plain_loss']['seconds'] / training['drift_loss']['seconds']:.2f}",
+                    f"{trained['labels_per_step']} x {trained['samples_per_label']}",
+                    f"{trained['steps_per_s']:#.3g}",
+                    f"{trained['steps_per_s_plain_loss']:#.3g}",
+                    f"{trained['drift_loss_share']:.0%}",
+                    f"{trained['plain_loss']['seconds'] / trained['drift_loss']['seconds']:.2f}",
+                    _memory(trained["drift_loss"]),
+                    _memory(trained["plain_loss"]),
                 ]
             )
-    sampling = ["images/s", "x plain attention"]
-    header = ["size", "on", *sampling, "labels x samples", "steps/s", "drift loss", "x plain loss"]
+    step = ["labels x samples", "steps/s", "with plain loss"]
+    loss = ["drift loss", "x plain loss", "loss [MB]", "plain [MB]"]
+    header = ["size", "on", "images/s", "x plain attention", *step, *loss]
     return markdown(header, rows) if rows else NOT_MEASURED
 
 
@@ -131,6 +135,11 @@ TABLES: dict[str, Callable[[Path], str]] = {
 
 def _files(results: Path, pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((results / "image_gen").glob(pattern))]
+
+
+def _memory(loss: Mapping[str, Any]) -> str:
+    """Peak memory, which is recorded on GPUs alone."""
+    return "" if loss["memory_mb"] is None else f"{loss['memory_mb']:.0f}"
 
 
 def _two_digits(value: float) -> str:
