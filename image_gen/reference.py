@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from drift_policy.errors import ConfigurationError
+from image_gen.levels import from_levels
 from image_gen.metrics.judges import Judge, Judgement
 from image_gen.metrics.statistics import Moments, moments_of, read_statistics
 from image_gen.sampling import Sampler
@@ -85,7 +86,7 @@ def judge_all(judge: Judge, batches: Iterable[Tensor], total: int, what: str, co
 
 def to_images(pixels: np.ndarray) -> Tensor:
     """Return bytes [N, H, W, C] as images [N, C, H, W] in [-1, 1]."""
-    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
+    return from_levels(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
 
 
 def _from_file(path: Path, judge: Judge, sampler: Sampler, batch_size: int, console: Console) -> Reference:

@@ -12,6 +12,7 @@ from drift_policy.data.cache import cache_folder
 from drift_policy.errors import CheckpointError
 from image_gen.artifacts import load_mae
 from image_gen.baselines.classifier import ImageClassifier
+from image_gen.levels import to_levels
 from image_gen.models import MAE
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -126,7 +127,7 @@ class InceptionJudge:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Judgement:
         """Judge images; grey ones are repeated to three channels."""
-        levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        levels = to_levels(images)
         levels = levels.expand(-1, 3, -1, -1) if levels.shape[1] == 1 else levels
         # Its own forward method drops the second output.
         features, logits = self._network._torch_fidelity_forward(levels)
