@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.image_ladder.plain_loss import PlainLossOfFeatures
+from benchmarks.image_ladder.plain_loss import plain_loss_of_features
 from benchmarks.timing import measure_in_turns
 from drift_policy.cli import command_line
 from drift_policy.device import choose_device
@@ -121,7 +121,7 @@ def measure(case: Case) -> dict[str, Any]:
     result: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in generator.parameters())}
     result["sampling"] = _sampling(case, generator)
     used = compiled_drifting_loss() if case.compile else drifting_loss
-    losses: dict[str, LossOfFeatures] = {"drift_loss": used, "plain_loss": PlainLossOfFeatures()}
+    losses: dict[str, LossOfFeatures] = {"drift_loss": used, "plain_loss": plain_loss_of_features()}
     steps = _step_seconds(case, generator, features, losses)
     if case.compile:
         losses["drift_loss_not_compiled"] = drifting_loss

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import image_speed
 from benchmarks.image_ladder import common, cost, digits, orderings
-from benchmarks.image_ladder.plain_loss import PlainLossOfFeatures, plain_drift_loss
+from benchmarks.image_ladder.plain_loss import PlainDriftLoss, plain_loss_of_features
 from drift_policy.drift import drift_loss
 from image_gen.baselines.classifier import train_classifier
 from image_gen.encoders.base import FeatureExtractor
@@ -22,10 +22,11 @@ SMALL = [text for text in TINY if text != "device=cpu"]
 
 
 class Halves(FeatureExtractor):
-    """Two positions an image."""
+    """Two positions an image, and another feature of their shape."""
 
     def features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"halves": x.flatten(1).unflatten(1, (2, -1))}
+        halves = x.flatten(1).unflatten(1, (2, -1))
+        return {"halves": halves, "cubes": halves**3}
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -36,11 +37,11 @@ def test_the_plain_loss_is_the_released_one() -> None:
     gen, pos, neg = normal(3, 4, 5, seed=0), normal(3, 6, 5, seed=1), normal(3, 2, 5, seed=2)
     weight = torch.rand(3, 2, generator=torch.Generator().manual_seed(3))
     one, two = (gen.clone().requires_grad_() for _ in range(2))
-    plain, _ = plain_drift_loss(one, pos, neg, weight, (0.02, 0.2), 1e-6)
+    plain, _ = PlainDriftLoss()(one, pos, neg, weight_neg=weight, temperatures=(0.02, 0.2))
     loss, _ = drift_loss(two, pos, neg, weight_neg=weight, temperatures=(0.02, 0.2))
-    plain.backward()
+    plain.mean().backward()
     loss.mean().backward()
-    assert float(plain.detach()) == pytest.approx(float(loss.detach().mean()), rel=1e-4)
+    torch.testing.assert_close(plain.detach(), loss.detach(), rtol=1e-4, atol=0)
     assert one.grad is not None and two.grad is not None
     assert torch.allclose(one.grad, two.grad, rtol=1e-3, atol=1e-5)
 
@@ -50,11 +51,14 @@ def test_over_features_it_is_the_trainings_and_balance_matters() -> None:
     targets = target_features(Halves().features, pos, neg)
     arguments = (Halves(), gen.requires_grad_(), targets, torch.tensor([1.0, 3.0]), DriftConfig(), True)
     expected = drifting_loss(*arguments)
-    plain = PlainLossOfFeatures()(*arguments)
+    plain = plain_loss_of_features()(*arguments)
     assert plain.terms.keys() == expected.terms.keys()
+    for name, info in expected.infos.items():
+        torch.testing.assert_close(plain.infos[name]["scale"], info["scale"])
+        torch.testing.assert_close(plain.infos[name]["force_sq"], info["force_sq"], rtol=1e-3, atol=0)
     assert float(plain.total.detach()) == pytest.approx(float(expected.total.detach()), rel=1e-4)
     (balanced,) = torch.autograd.grad(plain.total, gen)
-    (broken,) = torch.autograd.grad(PlainLossOfFeatures(2.0, 1.0)(*arguments).total, gen)
+    (broken,) = torch.autograd.grad(plain_loss_of_features(2.0, 1.0)(*arguments).total, gen)
     assert not torch.allclose(balanced, broken, rtol=0.1)
 
 
