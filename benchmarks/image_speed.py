@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.image_ladder.plain_loss import PlainLossOfFeatures
+from benchmarks.image_ladder.plain_loss import plain_loss_of_features
 from benchmarks.timing import measure_in_turns
 from drift_policy.cli import command_line
 from drift_policy.device import choose_device
@@ -121,7 +121,7 @@ def measure(case: Case) -> dict[str, Any]:
     result: dict[str, Any] = {"parameters": sum(parameter.numel() for parameter in generator.parameters())}
     result["sampling"] = _sampling(case, generator)
     used = compiled_drifting_loss() if case.compile else drifting_loss
-    losses: dict[str, LossOfFeatures] = {"drift_loss": used, "plain_loss": PlainLossOfFeatures()}
+    losses: dict[str, LossOfFeatures] = {"drift_loss": used, "plain_loss": plain_loss_of_features()}
     steps = _step_seconds(case, generator, features, losses)
     if case.compile:
         losses["drift_loss_not_compiled"] = drifting_loss
@@ -217,16 +217,21 @@ def _memory_mb(run: Callable[[], object], device: torch.device) -> float | None:
     return (torch.cuda.max_memory_allocated(device) - before) / 1e6
 
 
+def drift_settings(labels: int, samples: int) -> DriftConfig:
+    """Return the settings of the timed step: N_c labels with N_gen samples and as many positives each."""
+    return DriftConfig(
+        labels_per_step=labels,
+        samples_per_label=samples,
+        positives_per_label=samples,
+        unconditional_per_label=16,
+        bank=BankConfig(class_capacity=64, unconditional_capacity=64, push_per_step=labels, fill_steps=16),
+    )
+
+
 def _training(case: Case, generator: DiT, features: MaeFeatures, loss: LossOfFeatures) -> TrainingLoop[DiT, Any]:
     config, processes = generator.config, Processes(case.device)
     shape = (config.in_channels, config.input_size, config.input_size)
-    drift = DriftConfig(
-        labels_per_step=case.labels,
-        samples_per_label=case.samples,
-        positives_per_label=case.samples,
-        unconditional_per_label=16,
-        bank=BankConfig(class_capacity=64, unconditional_capacity=64, push_per_step=case.labels, fill_steps=16),
-    )
+    drift = drift_settings(case.labels, case.samples)
     count = max(256, case.labels)
     real = RealSamples(_RandomSamples(count, shape), [str(n) for n in range(_CLASSES)], shape, "pixels", None, None, {})
     generator.activation_checkpointing = case.checkpointing

@@ -15,8 +15,12 @@ from benchmarks.tables import NOT_MEASURED, RESULTS, ROOT, fill, is_check, markd
 PAGE = ROOT / "docs" / "image_gen.md"
 STUDIES = ("antisymmetry", "positives", "negatives", "features", "temperatures")
 DISTANCE = "Frechet distance in a small classifier of digits features"
-SCORES = (DISTANCE, "accuracy")
+SCORES = {DISTANCE: ".1f", "accuracy": ".3f"}  # of orderings, with the form of their means
+_DIGITS_SCORES = {DISTANCE: ".1f", "recall": ".2f", "accuracy": ".3f"}
 _MAE_SCORES = ("precision", "recall", "accuracy")
+_ASSUMED_RATE = 400e12  # FLOP/s of a well-filled H100 in bfloat16
+_RATE_OF = "latent_B"  # the size whose measured steps give the other rate
+_FROZEN = ("features_real", "features_generated", "tokenizer")  # parts of a step that are not trained
 Scores = Mapping[str, Any]
 
 
@@ -30,10 +34,13 @@ def digits_table(results: Path) -> str:
         runs = [file["methods"][method] for file in files]
         evaluations = str(runs[0]["scores"]["evaluations_per_image"])
         minutes = sum(run["training"]["seconds"] for run in runs) / len(runs) / 60
-        rows.append([method, evaluations, *_means([run["scores"] for run in runs]), f"{minutes:.1f}", str(len(runs))])
-    real = _means([files[0]["held_out_real_images"]])
-    rows.append(["held-out real digits", "", *real, "", ""])
-    return markdown(["method", "evaluations", "Frechet distance", "accuracy", "training [min]", "seeds"], rows)
+        means = _means([run["scores"] for run in runs], _DIGITS_SCORES)
+        rows.append([method, evaluations, *means, f"{minutes:.1f}", str(len(runs))])
+    distance, accuracy = _means([files[0]["held_out_real_images"]], SCORES)
+    rows.append(["held-out real digits", "", distance, "", accuracy, "", ""])
+    return markdown(
+        ["method", "evaluations", "Frechet distance", "recall", "accuracy", "training [min]", "seeds"], rows
+    )
 
 
 def ordering_table(study: str, results: Path) -> str:
@@ -44,7 +51,9 @@ def ordering_table(study: str, results: Path) -> str:
     rows = []
     for position, first in enumerate(files[0]["settings"]):
         scores = [file["settings"][position]["scores"] for file in files]
-        rows.append([first["setting"], *_means(scores), str(files[0]["settings"][position]["training"]["steps"])])
+        rows.append(
+            [first["setting"], *_means(scores, SCORES), str(files[0]["settings"][position]["training"]["steps"])]
+        )
     return markdown([study, "Frechet distance", f"accuracy ({len(files)} seed{'s' * (len(files) > 1)})", "steps"], rows)
 
 
@@ -70,27 +79,55 @@ def speed_table(results: Path) -> str:
         device = machine["gpu"] if "--device cuda" in file["command"] else f"{machine['threads']} CPU thread(s)"
         mode = ", ".join([file["precision"], *(["compiled"] if "--compile" in file["command"].split() else [])])
         for size, row in file["sizes"].items():
-            drawn, training = row["sampling"], row["training"]
+            drawn, trained = row["sampling"], row["training"]
             rows.append(
                 [
                     size,
                     f"{device}, {mode}",
                     f"{drawn['images_per_s']:.4g}",
                     f"{drawn['images_per_s'] / drawn['images_per_s_plain_attention']:.2f}",
-                    f"{training['labels_per_step']} x {training['samples_per_label']}",
-                    f"{training['steps_per_s']:.2f}",
-                    f"{training['drift_loss_share']:.0%}",
-                    f"{training['plain_loss']['seconds'] / training['drift_loss']['seconds']:.2f}",
+                    f"{trained['labels_per_step']} x {trained['samples_per_label']}",
+                    f"{trained['steps_per_s']:#.3g}",
+                    f"{trained['steps_per_s_plain_loss']:#.3g}",
+                    f"{trained['drift_loss_share']:.0%}",
+                    f"{trained['plain_loss']['seconds'] / trained['drift_loss']['seconds']:.2f}",
+                    _memory(trained["drift_loss"]),
+                    _memory(trained["plain_loss"]),
                 ]
             )
-    sampling = ["images/s", "x plain attention"]
-    header = ["size", "on", *sampling, "labels x samples", "steps/s", "drift loss", "x plain loss"]
+    step = ["labels x samples", "steps/s", "with plain loss"]
+    loss = ["drift loss", "x plain loss", "loss [MB]", "plain [MB]"]
+    header = ["size", "on", "images/s", "x plain attention", *step, *loss]
     return markdown(header, rows) if rows else NOT_MEASURED
+
+
+def cost_table(results: Path) -> str:
+    """Counted FLOPs of the paper's runs, and H100 hours at an assumed rate and at that of latent_B's measured steps."""
+    found = [*_files(results, "cost.json"), *_files(results, "speed_h100.json")]
+    if len(found) < 2:
+        return NOT_MEASURED
+    cost, speed = found
+    steps_per_s = speed["sizes"][_RATE_OF]["training"]["steps_per_s"]
+    measured = sum(cost["flops_of_measured_steps"][_RATE_OF].values()) * steps_per_s
+    trainings = cost["generators"] | {f"MAE {name}": run for name, run in cost["autoencoders"].items()}
+    rows = []
+    for name, run in trainings.items():
+        flops = sum(run["flops_per_step"].values())
+        frozen = sum(value for part, value in run["flops_per_step"].items() if part in _FROZEN)
+        images = [run[f"{kind}_images_per_step"] for kind in ("generated", "real") if f"{kind}_images_per_step" in run]
+        hours = [_two_digits(run["steps"] * flops / rate / 3600) for rate in (_ASSUMED_RATE, measured)]
+        queues = f"{run['queue_bytes'] / 1e9:.1f}" if "queue_bytes" in run else ""
+        counts = f"{run['steps']:,}", " + ".join(f"{number:,}" for number in images)
+        rows.append([name, *counts, f"{flops / 1e15:.1f}", f"{frozen / flops:.0%}", *hours, queues])
+    rates = [f"H100 hours at {rate / 1e12:.0f} TFLOP/s" for rate in (_ASSUMED_RATE, measured)]
+    header = ["run", "steps", "images a step (generated + real)", "10^15 FLOPs a step", "of frozen networks"]
+    return markdown([*header, *rates, "queues [GB]"], rows)
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "digits": digits_table,
     "imagenette": imagenette_table,
+    "image_cost": cost_table,
     "image_speed": speed_table,
     **{f"ordering_{study}": partial(ordering_table, study) for study in STUDIES},
 }
@@ -100,9 +137,17 @@ def _files(results: Path, pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((results / "image_gen").glob(pattern))]
 
 
-def _means(scores: Sequence[Scores]) -> tuple[str, str]:
-    distance, accuracy = (sum(float(score[name]) for score in scores) / len(scores) for name in SCORES)
-    return f"{distance:.1f}", f"{accuracy:.3f}"
+def _memory(loss: Mapping[str, Any]) -> str:
+    """Peak memory, which is recorded on GPUs alone."""
+    return "" if loss["memory_mb"] is None else f"{loss['memory_mb']:.0f}"
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,.0f}"
+
+
+def _means(scores: Sequence[Scores], forms: Mapping[str, str]) -> list[str]:
+    return [f"{sum(float(score[name]) for score in scores) / len(scores):{form}}" for name, form in forms.items()]
 
 
 def main() -> None:

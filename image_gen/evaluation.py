@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from drift_policy.device import choose_device
@@ -18,15 +16,9 @@ from drift_policy.errors import ConfigurationError, require
 from drift_policy.manifest import describe_run, write_json
 from image_gen.artifacts.location import TRAINED_FOLDER
 from image_gen.baselines.classifier import train_classifier
-from image_gen.metrics.judges import ClassifierJudge, InceptionJudge, Judge, Judgement, MaeJudge
-from image_gen.metrics.statistics import (
-    Moments,
-    frechet_distance,
-    inception_score,
-    moments_of,
-    precision_recall,
-    read_statistics,
-)
+from image_gen.metrics.judges import ClassifierJudge, InceptionJudge, Judge, MaeJudge
+from image_gen.metrics.statistics import frechet_distance, inception_score, moments_of, precision_recall
+from image_gen.reference import Reference, judge_all, make_reference
 from image_gen.sampling import Sampler, load_sampler
 from image_gen.training.config import DataConfig
 from image_gen.training.samples import RealSamples, open_samples
@@ -40,14 +32,14 @@ class EvaluateConfig:
 
     ckpt: str  # run folder, folder of a generator, or hf://name
     dataset: DataConfig | None = None  # real images; null is what the generator was trained on
-    reference: str | None = None  # folder of images, or .npz with statistics or images; null is the data set
+    reference: str | None = None  # .npz of statistics or images, or a folder: all images in it; null is the data set
     num_samples: int = 50000  # generated images, equally many of each class
     num_nearest: int = 3  # k of precision and recall
-    num_manifold: int = 10000  # images of each side that precision and recall use
+    num_manifold: int = 10000  # images of each side that precision and recall use; real ones are chosen at random
     splits: int = 10  # parts of the Inception Score
     network: str = "inception"  # "inception", "classifier" (trained on the data first), or "mae:<folder>"
     network_weights: str | None = None  # file of the Inception weights; null looks in the cache
-    seed: int = 0  # of noise and styles
+    seed: int = 0  # of noise, styles, and the choice of real images for precision and recall
     cfg_scale: float = 1.0  # guidance scale
     flow_steps: int = 50  # network evaluations of a flow model
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
@@ -69,16 +61,6 @@ class EvaluateConfig:
         )
 
 
-@dataclass
-class Reference:
-    """The real side of a comparison."""
-
-    moments: Moments
-    features: Tensor | None  # [M, D]; None where only statistics are known
-    name: str
-    facts: dict[str, Any] = field(default_factory=dict)
-
-
 def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Score a generator, print the scores and write them; return what was written.
 
@@ -97,10 +79,9 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
     data = _data_config(config, metadata)
     real = None if data is None else open_samples(data, seed=0)
     judge = make_judge(config.network, config.network_weights, data, device)
-    if judge.space == "latents":
-        sampler.tokenizer = None
-    reference = make_reference(config, judge, real, device, console)
-    scores = score(sampler, judge, reference, config, console)
+    reference = make_reference(config.reference, real, judge, sampler, config.batch_size, console)
+    drawing = replace(sampler, tokenizer=None) if judge.space == "latents" else sampler
+    scores = score(drawing, judge, reference, config, console)
     result = {
         **describe_run("image_gen/evaluate.py", overrides),
         "checkpoint": config.ckpt,
@@ -109,7 +90,7 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
         "evaluations_per_image": sampler.num_evaluations,
         "cfg_scale": config.cfg_scale,
         "seed": config.seed,
-        "reference": {"name": reference.name, **reference.facts},
+        "reference": {**reference.facts, "name": reference.name},
         "scores": scores,
     }
     path = Path(config.output) if config.output else beside(config.ckpt) / "evaluation.json"
@@ -126,24 +107,25 @@ def score(
     """Draw images and compare them with a reference.
 
     Returns:
-        Names with the network in them: only Inception's distance is called FID.
+        Names with the network in them: only Inception's distance is called FID. A network without classifier gives no
+        Inception-like score and no accuracy.
     """
     class_ids = torch.arange(config.num_samples) % sampler.generator.config.num_classes
     images = sampler.stream(class_ids, config.seed, config.batch_size)
     judged = judge_all(judge, images, config.num_samples, "generated", console)
-    mean, deviation = inception_score(judged.logits, config.splits)
-    label = "Inception Score" if judge.is_inception else f"exp(KL) score by {judge.name}"
     distance = "FID" if judge.is_inception else f"Frechet distance in {judge.name} features"
-    scores: dict[str, Any] = {
-        distance: frechet_distance(moments_of(judged.features), reference.moments),
-        label: mean,
-        f"{label}, deviation over splits": deviation,
-    }
+    scores: dict[str, Any] = {distance: frechet_distance(moments_of(judged.features), reference.moments)}
+    if judged.logits is not None:
+        label = "Inception Score" if judge.is_inception else f"exp(KL) score by {judge.name}"
+        mean, deviation = inception_score(judged.logits, config.splits)
+        scores |= {label: mean, f"{label}, deviation over splits": deviation}
     if reference.features is not None:
-        count = config.num_manifold
-        precision, recall = precision_recall(judged.features[:count], reference.features[:count], config.num_nearest)
+        # Generated classes take turns, so the first images are of all of them; real images are often sorted by class.
+        generated = judged.features[: config.num_manifold]
+        real = random_rows(reference.features, config.num_manifold, config.seed)
+        precision, recall = precision_recall(generated, real, config.num_nearest)
         scores |= {"precision": precision, "recall": recall}
-    if judge.knows_classes:
+    if judged.logits is not None and judge.knows_classes:
         scores["accuracy"] = float((judged.logits.argmax(dim=1) == class_ids).double().mean())
     return scores | {"network": judge.name, "num_samples": config.num_samples}
 
@@ -166,55 +148,7 @@ def make_judge(name: str, weights: str | None, data: DataConfig | None, device: 
         )
     real = open_samples(replace(data, split="train"), seed=0)
     images, class_ids = load_all(real)
-    return ClassifierJudge(train_classifier(images, class_ids, real.num_classes), data.name)
-
-
-def make_reference(
-    config: EvaluateConfig, judge: Judge, real: RealSamples | None, device: torch.device, console: Console
-) -> Reference:
-    """Judge the real side, or read its statistics.
-
-    Raises:
-        ConfigurationError: no reference is known, or it is in another space than the network's.
-        DataError: a file is missing or damaged.
-    """
-    path = None if config.reference is None else Path(config.reference)
-    if path is not None and path.suffix == ".npz":
-        moments, pixels = read_statistics(path)
-        features = None
-        if pixels is not None and judge.space == "pixels":
-            batches = (to_images(pixels[i : i + config.batch_size]) for i in range(0, len(pixels), config.batch_size))
-            features = judge_all(judge, batches, len(pixels), "reference", console).features
-        if moments is None and features is None:
-            raise ConfigurationError(f"{path} holds images, which {judge.name} cannot judge: it takes latents.")
-        moments = moments or moments_of(features)  # type: ignore[arg-type]  # one of both is there
-        return Reference(moments, features, path.name)
-    if path is not None:
-        size = real.sample_shape[1] if real is not None and real.tokenizer == "pixels" else None
-        real = open_samples(DataConfig(name="folder", path=str(path), image_size=size or 256, num_workers=0), 0)
-    if real is None:
-        raise ConfigurationError(
-            "The checkpoint does not say what it was trained on: set dataset=..., or reference=<folder or .npz>."
-        )
-    if (real.tokenizer == "pixels") != (judge.space == "pixels") and not isinstance(judge, MaeJudge):
-        raise ConfigurationError(
-            f"The data are latents of {real.tokenizer}, but {judge.name} judges images: give reference=<folder>."
-        )
-    judged = judge_all(judge, _batches(real, config.batch_size, device), len(real.dataset), "real", console)
-    return Reference(moments_of(judged.features), judged.features, str(real.facts.get("name", path)), real.facts)
-
-
-def judge_all(judge: Judge, batches: Iterable[Tensor], total: int, what: str, console: Console) -> Judgement:
-    """Judge all images; features and logits come to the CPU."""
-    parts: list[Judgement] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(f"{what} images", total=total)
-        for images in batches:
-            judged = judge(images)
-            parts.append(Judgement(judged.features.float().cpu(), judged.logits.float().cpu()))
-            progress.advance(task, len(images))
-    return Judgement(torch.cat([part.features for part in parts]), torch.cat([part.logits for part in parts]))
+    return ClassifierJudge(train_classifier(images, class_ids, real.num_classes), data.name, device)
 
 
 def load_all(real: RealSamples) -> tuple[Tensor, Tensor]:
@@ -223,9 +157,21 @@ def load_all(real: RealSamples) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.tensor(class_ids)
 
 
-def to_images(pixels: np.ndarray) -> Tensor:
-    """Return bytes [N, H, W, C] as images [N, C, H, W] in [-1, 1]."""
-    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).float() / 127.5 - 1
+def random_rows(features: Tensor, number: int, seed: int) -> Tensor:
+    """Return a seeded random choice of rows without replacement, in their order; all of them if there are no more.
+
+    Args:
+        features: [M, D].
+        number: of rows.
+        seed: of the choice.
+
+    Returns:
+        [min(M, number), D].
+    """
+    if len(features) <= number:
+        return features
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:number]
+    return features[chosen.sort().values]
 
 
 def beside(ckpt: str) -> Path:
@@ -244,11 +190,3 @@ def _data_config(config: EvaluateConfig, metadata: dict[str, Any]) -> DataConfig
     if not isinstance(trained_on, dict):
         return None
     return DataConfig(**trained_on | {"crop": "centre", "flip": False, "num_workers": 0})
-
-
-def _batches(real: RealSamples, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    encoder = None if real.encoder is None else real.encoder.to(device)
-    for start in range(0, len(real.dataset), batch_size):
-        rows = range(start, min(start + batch_size, len(real.dataset)))
-        images = torch.stack([real.dataset[row][0] for row in rows]).to(device)
-        yield images if encoder is None else encoder.encode(images, torch.Generator(device).manual_seed(start))

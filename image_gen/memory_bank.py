@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from drift_policy.errors import require
+from image_gen.levels import from_levels, to_levels
 
 # Storage type -> bytes of a number. "uint8" holds images in [-1, 1] that were read from bytes, exactly.
 STORAGE_TYPES: dict[str, torch.dtype] = {
@@ -108,11 +109,11 @@ class SampleQueues(nn.Module):
 
     def _to_storage(self, samples: Tensor) -> Tensor:
         if self.samples.dtype == torch.uint8:
-            return ((samples.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            return to_levels(samples)
         return samples.to(self.samples.dtype)
 
     def _from_storage(self, samples: Tensor) -> Tensor:
-        return samples.float() / 127.5 - 1 if samples.dtype == torch.uint8 else samples.float()
+        return from_levels(samples) if samples.dtype == torch.uint8 else samples.float()
 
 
 class MemoryBank(nn.Module):

@@ -7,9 +7,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from image_gen.levels import to_levels
 
 _LEAST_SIDE = 48  # pixels; smaller images are enlarged by repetition
 _GAP = 2
@@ -25,7 +26,7 @@ def draw_grid(images: Tensor, columns: int) -> NDArray[np.uint8]:
     Returns:
         bytes [height, width, 1 or 3].
     """
-    levels = ((images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    levels = to_levels(images).cpu()
     times = max(1, -(-_LEAST_SIDE // images.shape[2]))
     levels = levels.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
     count, channels, height, width = levels.shape

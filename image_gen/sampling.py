@@ -37,6 +37,16 @@ class Sampler:
         """Network evaluations an image takes."""
         return 1 if self.method == DRIFT else self.flow_steps
 
+    @property
+    def device(self) -> torch.device:
+        """Where images are drawn."""
+        return next(self.generator.parameters()).device
+
+    @property
+    def image_size(self) -> int:
+        """Side of what is drawn: of an image in pixels, or of a latent without tokenizer."""
+        return self.generator.config.input_size * (1 if self.tokenizer is None else self.tokenizer.factor)
+
     @torch.inference_mode()
     def draw(self, class_ids: Tensor, seed: int, first: int = 0) -> Tensor:
         """Draw images (latents without tokenizer).
@@ -50,7 +60,7 @@ class Sampler:
             [B, C, H, W]; images about in [-1, 1], not clipped.
         """
         config = self.generator.config
-        device = next(self.generator.parameters()).device
+        device = self.device
         noise, styles = [], []
         for number in range(first, first + len(class_ids)):
             source = torch.Generator().manual_seed(seed * 1_000_003 + number)

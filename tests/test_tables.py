@@ -47,14 +47,42 @@ def test_image_tables_average_over_seeds(tmp_path: Path) -> None:
     folder = tmp_path / "image_gen"
     folder.mkdir()
     for seed, distance in ((0, 10.0), (1, 20.0)):
-        scores = {image_tables.DISTANCE: distance, "accuracy": 0.5, "evaluations_per_image": 1}
+        scores = {image_tables.DISTANCE: distance, "accuracy": 0.5, "recall": seed / 2, "evaluations_per_image": 1}
         run = {"training": {"seconds": 60.0, "steps": 200}, "scores": scores}
         digits = {"methods": {"drift": run}, "held_out_real_images": {image_tables.DISTANCE: 1.0, "accuracy": 0.9}}
         (folder / f"digits_seed{seed}.json").write_text(json.dumps(digits))
         ordering = {"settings": [{"setting": "one", **run}]}
         (folder / f"ordering_features_seed{seed}.json").write_text(json.dumps(ordering))
     lines = image_tables.digits_table(tmp_path).splitlines()
-    assert "| drift | 1 | 15.0 | 0.500 | 1.0 | 2 |" in lines
-    assert "| held-out real digits |  | 1.0 | 0.900 |  |  |" in lines
+    assert "| drift | 1 | 15.0 | 0.25 | 0.500 | 1.0 | 2 |" in lines
+    assert "| held-out real digits |  | 1.0 |  | 0.900 |  |  |" in lines
     assert "| one | 15.0 | 0.500 | 200 |" in image_tables.ordering_table("features", tmp_path).splitlines()
     assert image_tables.ordering_table("positives", tmp_path) == tables.NOT_MEASURED
+
+
+def test_costs_in_hours_follow_from_flops_and_measured_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "image_gen"
+    folder.mkdir()
+    assert image_tables.cost_table(tmp_path) == tables.NOT_MEASURED
+    generator = {
+        "steps": 7200,
+        "generated_images_per_step": 2000,
+        "real_images_per_step": 3000,
+        "queue_bytes": 2_100_000_000,
+        "flops_per_step": {"generator": 10**15, "features_real": 3 * 10**15},
+    }
+    autoencoder = {"steps": 720_000, "real_images_per_step": 8, "flops_per_step": {"autoencoder": 10**15}}
+    cost = {
+        "generators": {"ablation": generator},
+        "autoencoders": {"latent_256": autoencoder},
+        "flops_of_measured_steps": {"latent_B": {"generator": 10**13, "loss": 10**13}},
+    }
+    speed = {"sizes": {"latent_B": {"training": {"steps_per_s": 5.0}}}}
+    for name, content in (("cost", cost), ("speed_h100", speed)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    header, _, *rows = image_tables.cost_table(tmp_path).splitlines()
+    assert "at 400 TFLOP/s" in header and "at 100 TFLOP/s" in header
+    assert rows == [
+        "| ablation | 7,200 | 2,000 + 3,000 | 4.0 | 75% | 20 | 80 | 2.1 |",
+        "| MAE latent_256 | 720,000 | 8 | 1.0 | 0% | 500 | 2,000 |  |",
+    ]

@@ -23,10 +23,11 @@ from drift_policy.manifest import describe_run, write_json
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
 from image_gen.baselines.classifier import train_classifier
-from image_gen.evaluation import EvaluateConfig, Reference, judge_all, load_all, score
+from image_gen.evaluation import EvaluateConfig, load_all, score
 from image_gen.metrics.judges import ClassifierJudge
 from image_gen.metrics.statistics import frechet_distance, moments_of
 from image_gen.pictures import draw_grid, write_png
+from image_gen.reference import Reference, judge_all
 from image_gen.sampling import load_sampler
 from image_gen.training.config import DataConfig, GeneratorTrainConfig, MaeTrainConfig
 from image_gen.training.drift_objective import LossOfFeatures, drifting_loss
@@ -147,11 +148,12 @@ def judge_digits(console: Console) -> Judged:
     """Train the classifier of the digits and judge the real ones."""
     train, held_out = (open_samples(DataConfig(split=split), 0) for split in ("train", "val"))
     images, class_ids = load_all(train)
-    judge = ClassifierJudge(train_classifier(images, class_ids, train.num_classes), "digits")
+    judge = ClassifierJudge(train_classifier(images, class_ids, train.num_classes), "digits", CPU)
     real = judge_all(judge, [images], len(images), "real", console)
     reference = Reference(moments_of(real.features), real.features, "digits, train")
     images, class_ids = load_all(held_out)
     others = judge_all(judge, [images], len(images), "held-out", console)
+    assert others.logits is not None  # a classifier gives them
     scores = {
         f"Frechet distance in {judge.name} features": frechet_distance(moments_of(others.features), reference.moments),
         "accuracy": float((others.logits.argmax(dim=1) == class_ids).double().mean()),

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.image_ladder.common import Study, add_arguments
-from benchmarks.image_ladder.plain_loss import PlainLossOfFeatures
+from benchmarks.image_ladder.plain_loss import plain_loss_of_features
 from drift_policy.cli import command_line
 from image_gen.training.drift_objective import LossOfFeatures, drifting_loss
 
@@ -36,7 +36,7 @@ class Setting:
 
 
 def _balance(attraction: float, repulsion: float) -> Setting:
-    return Setting(f"{attraction:g} V+ - {repulsion:g} V-", loss=PlainLossOfFeatures(attraction, repulsion))
+    return Setting(f"{attraction:g} V+ - {repulsion:g} V-", loss=plain_loss_of_features(attraction, repulsion))
 
 
 def _group_size(number: int) -> Setting:

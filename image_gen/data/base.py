@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from drift_policy.errors import DataError
 from image_gen.data.transforms import ImageTransform
+from image_gen.levels import from_levels
 
 Pixels = NDArray[np.uint8]  # [H, W, channels]
 
@@ -118,10 +119,4 @@ class TransformedImages(Dataset[tuple[Tensor, int]]):
 
 def to_tensor(pixels: Pixels) -> Tensor:
     """Return bytes [H, W, channels] as float32 [channels, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float() / 127.5 - 1
-
-
-def to_pixels(images: Tensor) -> Pixels:
-    """Return images [B, channels, H, W] in [-1, 1] (clipped) as bytes [B, H, W, channels]."""
-    levels = ((images.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).cpu().numpy()
+    return from_levels(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))

@@ -1,7 +1,8 @@
-"""Folders of images, one folder a class: ImageNet's `train/<wnid>/*.JPEG` and any other."""
+"""Folders of images: one folder a class, as ImageNet's `train/<wnid>/*.JPEG`, or all images without classes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,36 @@ EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 64_000_000  # of one image: a file that claims more is refused before it is decoded
 
 
-class ImageFolder(ImageSet):
-    """Colour images below one folder, in the order of their names; classes are its folders in the order of theirs.
+class ImageFiles(ImageSet):
+    """Colour images in files.
+
+    Args:
+        files: one an image.
+        labels: class of each image.
+        class_names: one name per class.
+
+    Raises:
+        DataError: no images.
+    """
+
+    def __init__(self, files: Sequence[Path], labels: Sequence[int], class_names: Sequence[str]) -> None:
+        self.files = list(files)
+        super().__init__(class_names, np.asarray(labels), channels=3)
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Return one image as bytes [H, W, 3]; other colour spaces are converted."""
+        path = self.files[index]
+        try:
+            with Image.open(path) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}.")
+                return np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"{path} cannot be decoded ({error}): replace or remove it.") from error
+
+
+class ImageFolder(ImageFiles):
+    """Images below one folder, in the order of their names; classes are its folders in the order of theirs.
 
     Args:
         root: folder with one folder a class; images may lie deeper inside.
@@ -30,28 +59,38 @@ class ImageFolder(ImageSet):
         if not self.root.is_dir():
             raise DataError(f"{self.root} does not exist: expected a folder with one folder of images a class.")
         names = sorted(path.name for path in self.root.iterdir() if path.is_dir())
-        self.files: list[Path] = []
+        files: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(names):
-            found = sorted(p for p in (self.root / name).rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            found = _images_below(self.root / name)
             if not found:
                 raise DataError(
                     f"{self.root / name} holds no images ({', '.join(EXTENSIONS)}): remove it, or give the folder "
                     "whose folders are the classes."
                 )
-            self.files += found
+            files += found
             labels += [label] * len(found)
         if not names:
             raise DataError(f"{self.root} holds no folders: expected one folder of images a class.")
-        super().__init__(names, np.asarray(labels), channels=3)
+        super().__init__(files, labels, names)
 
-    def image(self, index: int) -> NDArray[np.uint8]:
-        """Return one image as bytes [H, W, 3]; other colour spaces are converted."""
-        path = self.files[index]
-        try:
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise DataError(f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}.")
-                return np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be decoded ({error}): replace or remove it.") from error
+
+class AllImages(ImageFiles):
+    """All images below a folder, in the order of their paths, as one class: what scores compare with.
+
+    Args:
+        root: folder with images in it or in folders inside.
+
+    Raises:
+        DataError: the folder is missing, or holds no images.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        files = _images_below(Path(root))
+        if not files:
+            raise DataError(f"{root} is no folder with images ({', '.join(EXTENSIONS)}): give one.")
+        super().__init__(files, [0] * len(files), ["all"])
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())

@@ -12,6 +12,7 @@ from drift_policy.data.cache import cache_folder
 from drift_policy.errors import CheckpointError
 from image_gen.artifacts import load_mae
 from image_gen.baselines.classifier import ImageClassifier
+from image_gen.levels import to_levels
 from image_gen.models import MAE
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -23,7 +24,7 @@ class Judgement(NamedTuple):
     """What a network says about images."""
 
     features: Tensor  # [B, D]
-    logits: Tensor  # [B, classes]
+    logits: Tensor | None  # [B, classes]; None where it has no classifier
 
 
 class Judge(Protocol):
@@ -44,15 +45,16 @@ class ClassifierJudge:
     Args:
         classifier: trained.
         dataset: that it was trained on.
+        device: where to judge.
     """
 
     is_inception = False
     space = "pixels"
     knows_classes = True
 
-    def __init__(self, classifier: ImageClassifier, dataset: str) -> None:
+    def __init__(self, classifier: ImageClassifier, dataset: str, device: torch.device) -> None:
         self.name = f"a small classifier of {dataset}"
-        self._classifier = classifier
+        self._classifier = classifier.to(device)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Judgement:
@@ -63,7 +65,7 @@ class ClassifierJudge:
 
 
 class MaeJudge:
-    """A masked autoencoder: the mean over positions of its last stage, and its classifier.
+    """A masked autoencoder: the mean over positions of its last stage, and its classifier if that was trained.
 
     Args:
         folder: what `image_gen.load_mae` takes.
@@ -75,17 +77,17 @@ class MaeJudge:
 
     is_inception = False
     space = "latents"
-    knows_classes = True
 
     def __init__(self, folder: str, device: torch.device) -> None:
         self.name = f"the MAE {folder}"
         self._mae: MAE = load_mae(folder, device)
+        self.knows_classes = self._mae.has_classifier
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Judgement:
         """Judge images or latents in the space of the autoencoder."""
         features = self._mae.encoder(self._mae.fold(images))["layer4"].mean(dim=(2, 3))
-        return Judgement(features, self._mae.fc(features))
+        return Judgement(features, self._mae.fc(features) if self.knows_classes else None)
 
 
 class InceptionJudge:
@@ -125,7 +127,7 @@ class InceptionJudge:
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Judgement:
         """Judge images; grey ones are repeated to three channels."""
-        levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        levels = to_levels(images)
         levels = levels.expand(-1, 3, -1, -1) if levels.shape[1] == 1 else levels
         # Its own forward method drops the second output.
         features, logits = self._network._torch_fidelity_forward(levels)

@@ -104,6 +104,11 @@ class MAE(nn.Module):
         self.fc = nn.Linear(8 * config.base_channels, config.num_classes)
         self.reset_parameters()
 
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the classifier was ever trained: its bias begins at zero, and only the classification moves it."""
+        return bool(self.fc.bias.any())
+
     def features(self, x: Tensor, settings: FeatureSettings | None = None) -> Features:
         """Return every feature that the drifting loss compares but the flattened input itself.
 

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from benchmarks import image_speed
-from benchmarks.image_ladder import common, digits, orderings
-from benchmarks.image_ladder.plain_loss import PlainLossOfFeatures, plain_drift_loss
+from benchmarks.image_ladder import common, cost, digits, orderings
+from benchmarks.image_ladder.plain_loss import PlainDriftLoss, plain_loss_of_features
 from drift_policy.drift import drift_loss
 from image_gen.baselines.classifier import train_classifier
 from image_gen.encoders.base import FeatureExtractor
+from image_gen.encoders.mae import MaeFeatures
 from image_gen.feature_loss import target_features
+from image_gen.models import build_generator, build_mae
 from image_gen.training.config import DriftConfig
 from image_gen.training.drift_objective import drifting_loss
 from tests.helpers.image_configs import TINY
@@ -20,10 +22,11 @@ SMALL = [text for text in TINY if text != "device=cpu"]
 
 
 class Halves(FeatureExtractor):
-    """Two positions an image."""
+    """Two positions an image, and another feature of their shape."""
 
     def features(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"halves": x.flatten(1).unflatten(1, (2, -1))}
+        halves = x.flatten(1).unflatten(1, (2, -1))
+        return {"halves": halves, "cubes": halves**3}
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -34,11 +37,11 @@ def test_the_plain_loss_is_the_released_one() -> None:
     gen, pos, neg = normal(3, 4, 5, seed=0), normal(3, 6, 5, seed=1), normal(3, 2, 5, seed=2)
     weight = torch.rand(3, 2, generator=torch.Generator().manual_seed(3))
     one, two = (gen.clone().requires_grad_() for _ in range(2))
-    plain, _ = plain_drift_loss(one, pos, neg, weight, (0.02, 0.2), 1e-6)
+    plain, _ = PlainDriftLoss()(one, pos, neg, weight_neg=weight, temperatures=(0.02, 0.2))
     loss, _ = drift_loss(two, pos, neg, weight_neg=weight, temperatures=(0.02, 0.2))
-    plain.backward()
+    plain.mean().backward()
     loss.mean().backward()
-    assert float(plain.detach()) == pytest.approx(float(loss.detach().mean()), rel=1e-4)
+    torch.testing.assert_close(plain.detach(), loss.detach(), rtol=1e-4, atol=0)
     assert one.grad is not None and two.grad is not None
     assert torch.allclose(one.grad, two.grad, rtol=1e-3, atol=1e-5)
 
@@ -48,11 +51,14 @@ def test_over_features_it_is_the_trainings_and_balance_matters() -> None:
     targets = target_features(Halves().features, pos, neg)
     arguments = (Halves(), gen.requires_grad_(), targets, torch.tensor([1.0, 3.0]), DriftConfig(), True)
     expected = drifting_loss(*arguments)
-    plain = PlainLossOfFeatures()(*arguments)
+    plain = plain_loss_of_features()(*arguments)
     assert plain.terms.keys() == expected.terms.keys()
+    for name, info in expected.infos.items():
+        torch.testing.assert_close(plain.infos[name]["scale"], info["scale"])
+        torch.testing.assert_close(plain.infos[name]["force_sq"], info["force_sq"], rtol=1e-3, atol=0)
     assert float(plain.total.detach()) == pytest.approx(float(expected.total.detach()), rel=1e-4)
     (balanced,) = torch.autograd.grad(plain.total, gen)
-    (broken,) = torch.autograd.grad(PlainLossOfFeatures(2.0, 1.0)(*arguments).total, gen)
+    (broken,) = torch.autograd.grad(plain_loss_of_features(2.0, 1.0)(*arguments).total, gen)
     assert not torch.allclose(balanced, broken, rtol=0.1)
 
 
@@ -79,3 +85,20 @@ def test_speed_stands_beside_a_plain_reference(tmp_path: Path) -> None:
     assert size["sampling"]["images_per_s"] > 0
     assert size["sampling"]["images_per_s_plain_attention"] > 0
     assert 0 < size["training"]["drift_loss_share"] < 3
+
+
+def test_flops_of_a_step_are_those_of_its_passes() -> None:
+    with cost.on_meta():
+        assert cost.count(lambda: torch.empty(2, 3) @ torch.empty(3, 4)) == 2 * 2 * 3 * 4
+        generator, features = build_generator("digits_tiny"), MaeFeatures(build_mae("digits_tiny"))
+        config = DriftConfig(labels_per_step=3, samples_per_label=4, positives_per_label=5, unconditional_per_label=2)
+        step = cost.Step(generator, features, config)
+        image, parts = step.flops_of_an_image(), step.flops()
+        generator.activation_checkpointing = True
+        recomputed = step.flops()
+    assert parts["features_real"] == 3 * 7 * image["features"]
+    # The gradient goes to the images alone, not to frozen weights.
+    assert parts["features_generated"] == pytest.approx(2 * 12 * image["features"], rel=0.01)
+    assert parts["generator"] == pytest.approx(3 * 12 * image["generator"], rel=0.05)
+    assert recomputed["generator"] == pytest.approx(4 * 12 * image["generator"], rel=0.05)
+    assert parts["loss"] > 0

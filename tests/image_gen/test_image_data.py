@@ -15,12 +15,13 @@ from PIL import Image
 
 from drift_policy.errors import ConfigurationError, DataError
 from image_gen.data import image_folder
-from image_gen.data.base import ArrayImages, TransformedImages, to_pixels, to_tensor
+from image_gen.data.base import ArrayImages, TransformedImages, to_tensor
 from image_gen.data.build import DATASETS, build_image_set
 from image_gen.data.cifar10 import read_cifar10
 from image_gen.data.fashion_mnist import read_fashion_mnist
 from image_gen.data.image_folder import ImageFolder
 from image_gen.data.transforms import ImageTransform, centre_crop, random_resized_crop
+from image_gen.levels import to_levels
 
 DATA = Path(os.environ.get("DRIFT_POLICY_DATA", "/absent"))
 
@@ -268,8 +269,9 @@ def test_bytes_and_tensors_round_trip() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     image = to_tensor(pixels)
     assert (float(image.min()), float(image.max())) == (-1.0, 1.0)
-    np.testing.assert_array_equal(to_pixels(image.unsqueeze(0))[0], pixels)
-    assert to_pixels(torch.tensor([-3.0, 3.0]).reshape(1, 1, 1, 2)).ravel().tolist() == [0, 255]
+    assert torch.equal(image.ravel(), torch.arange(256.0) / 127.5 - 1)
+    np.testing.assert_array_equal(to_levels(image).permute(1, 2, 0).numpy(), pixels)
+    assert to_levels(torch.tensor([-3.0, 3.0], requires_grad=True)).tolist() == [0, 255]
 
 
 @pytest.mark.parametrize(

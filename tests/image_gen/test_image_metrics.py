@@ -6,7 +6,7 @@ import torch
 from scipy.linalg import sqrtm
 
 from drift_policy.errors import CheckpointError, ConfigurationError, DataError
-from image_gen.evaluation import EvaluateConfig, make_judge, to_images
+from image_gen.evaluation import EvaluateConfig, make_judge
 from image_gen.metrics.judges import InceptionJudge
 from image_gen.metrics.statistics import (
     Moments,
@@ -16,6 +16,7 @@ from image_gen.metrics.statistics import (
     precision_recall,
     read_statistics,
 )
+from image_gen.reference import to_images
 
 
 def normal(number: int, dims: int, seed: int) -> torch.Tensor:

@@ -53,6 +53,7 @@ def test_evaluation_names_its_network(trained: Path, tmp_path: Path) -> None:
     assert 0 <= scores["accuracy"] <= 1
     assert content["evaluations_per_image"] == 1
     assert content["reference"]["images"] == 297
+    assert content["reference"]["name"] == "digits, val"
     missing = run("image_gen/evaluate.py", f"ckpt={trained}", *small, DRIFT_POLICY_CACHE=str(tmp_path))
     assert "pt_inception-2015-12-05" in error_of(missing)
 

@@ -96,6 +96,18 @@ def test_lambda_mixes_both_losses() -> None:
         mae.losses(x, ids, mask, 1.5)
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_only_classification_makes_a_classifier(weight: float) -> None:
+    mae = build_mae("digits_tiny", base_channels=4, layers=[1, 1, 1, 1])
+    x, ids = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 4])
+    optimizer = torch.optim.AdamW(mae.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        mae.losses(x, ids, mae.draw_mask(x), weight).total.mean().backward()
+        optimizer.step()
+    assert mae.has_classifier is (weight > 0)
+
+
 def test_masks_hide_whole_patches_at_the_given_ratio() -> None:
     mae = small_mae(patch_size=2)
     masks = mae.draw_mask(torch.zeros(200, 3, 16, 16), 0.3, torch.Generator().manual_seed(0))

@@ -1,0 +1,127 @@
+"""The real side of an evaluation: a data set, a folder of images, or a file of statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from drift_policy.errors import ConfigurationError
+from image_gen.levels import from_levels
+from image_gen.metrics.judges import Judge, Judgement
+from image_gen.metrics.statistics import Moments, moments_of, read_statistics
+from image_gen.sampling import Sampler
+from image_gen.tokenizers import Tokenizer
+from image_gen.training.samples import LabelledSamples, RealSamples
+
+
+@dataclass
+class Reference:
+    """The real side of a comparison."""
+
+    moments: Moments
+    features: Tensor | None  # [M, D]; None where only statistics are known
+    name: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def make_reference(
+    given: str | None, real: RealSamples | None, judge: Judge, sampler: Sampler, batch_size: int, console: Console
+) -> Reference:
+    """Judge the real side, or read its statistics.
+
+    Args:
+        given: an .npz file, or a folder of images, all of which count wherever they lie in it; None is `real`.
+        real: the data set, in the space of the generator; None if it is unknown.
+        judge: of the images.
+        sampler: whose images will be compared; a folder's images are brought to their size and space.
+        batch_size: images at once.
+        console: where to report.
+
+    Raises:
+        ConfigurationError: no reference is known, or it is in another space than the network's.
+        DataError: a file or folder is missing or damaged.
+    """
+    if given is not None:
+        path = Path(given).expanduser()
+        make = _from_file if path.suffix == ".npz" else _from_folder
+        return make(path, judge, sampler, batch_size, console)
+    if real is None:
+        raise ConfigurationError(
+            "The checkpoint does not say what it was trained on: set dataset=..., or reference=<folder or .npz>."
+        )
+    if real.tokenizer != "pixels" and judge.space == "pixels":
+        raise ConfigurationError(
+            f"The data are latents of {real.tokenizer}, but {judge.name} judges images: give reference=<folder>."
+        )
+    batches = _batches(real.dataset, real.encoder, batch_size, sampler.device)
+    features = judge_all(judge, batches, len(real.dataset), "real", console).features
+    # A cache of latents says the name of its data set under another key.
+    name = real.facts["name"] if "name" in real.facts else real.facts["dataset"]
+    return Reference(moments_of(features), features, f"{name}, {real.facts['split']}", real.facts)
+
+
+def judge_all(judge: Judge, batches: Iterable[Tensor], total: int, what: str, console: Console) -> Judgement:
+    """Judge all images; features and logits come to the CPU."""
+    features: list[Tensor] = []
+    logits: list[Tensor] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(f"{what} images", total=total)
+        for images in batches:
+            judged = judge(images)
+            features.append(judged.features.float().cpu())
+            if judged.logits is not None:
+                logits.append(judged.logits.float().cpu())
+            progress.advance(task, len(images))
+    return Judgement(torch.cat(features), torch.cat(logits) if logits else None)
+
+
+def to_images(pixels: np.ndarray) -> Tensor:
+    """Return bytes [N, H, W, C] as images [N, C, H, W] in [-1, 1]."""
+    return from_levels(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+
+
+def _from_file(path: Path, judge: Judge, sampler: Sampler, batch_size: int, console: Console) -> Reference:
+    moments, pixels = read_statistics(path)
+    features = None
+    if pixels is not None and judge.space == "pixels":
+        starts = range(0, len(pixels), batch_size)
+        batches = (to_images(pixels[start : start + batch_size]).to(sampler.device) for start in starts)
+        features = judge_all(judge, batches, len(pixels), "reference", console).features
+    if moments is None and features is None:
+        raise ConfigurationError(f"{path} holds images, which {judge.name} cannot judge: it takes latents.")
+    moments = moments or moments_of(features)  # type: ignore[arg-type]  # one of both is there
+    return Reference(moments, features, path.name)
+
+
+def _from_folder(path: Path, judge: Judge, sampler: Sampler, batch_size: int, console: Console) -> Reference:
+    # Imported here: an evaluation on cached latents needs no image decoder.
+    from image_gen.data.base import TransformedImages
+    from image_gen.data.image_folder import AllImages
+    from image_gen.data.transforms import ImageTransform
+
+    images = TransformedImages(AllImages(path), ImageTransform(sampler.image_size))
+    encoder = sampler.tokenizer if judge.space == "latents" else None
+    features = judge_all(
+        judge, _batches(images, encoder, batch_size, sampler.device), len(images), "reference", console
+    ).features
+    facts = {"images": len(images), "image_size": sampler.image_size}
+    return Reference(moments_of(features), features, str(path), facts)
+
+
+def _batches(
+    samples: LabelledSamples, encoder: Tokenizer | None, batch_size: int, device: torch.device
+) -> Iterator[Tensor]:
+    encoder = None if encoder is None else encoder.to(device)
+    for start in range(0, len(samples), batch_size):
+        rows = range(start, min(start + batch_size, len(samples)))
+        images = torch.stack([samples[row][0] for row in rows]).to(device)
+        yield images if encoder is None else encoder.encode(images, torch.Generator(device).manual_seed(start))

@@ -1,0 +1,171 @@
+"""The evaluation beyond its formulas: devices, references, and what a network can say."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from drift_policy.errors import DataError
+from image_gen import evaluation
+from image_gen.baselines.classifier import ImageClassifier
+from image_gen.data.cache_latents import CacheConfig, cache_latents
+from image_gen.evaluation import EvaluateConfig, make_judge, random_rows, score
+from image_gen.metrics.judges import Judgement, MaeJudge
+from image_gen.metrics.statistics import moments_of
+from image_gen.models import build_generator, build_mae
+from image_gen.reference import Reference, make_reference
+from image_gen.sampling import Sampler
+from image_gen.tokenizers import Tokenizer
+from image_gen.tokenizers.pixels import Pixels
+from image_gen.training.config import DataConfig
+from image_gen.training.samples import open_samples
+
+META = torch.device("meta")  # holds no numbers, but refuses what lies on another device
+QUIET = Console(quiet=True)
+
+
+class FakeJudge:
+    """Judges by the mean of each channel, and notes what it was given."""
+
+    name = "a fake"
+    is_inception = False
+    knows_classes = False
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+        self.space = "pixels"
+
+    def __call__(self, images: torch.Tensor) -> Judgement:
+        self.seen.append(images)
+        means = torch.zeros(len(images), 3) if images.is_meta else images.mean(dim=(2, 3))
+        return Judgement(means, torch.zeros(len(images), 4))
+
+
+def test_the_classifier_judges_where_the_images_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def untrained(images: torch.Tensor, class_ids: torch.Tensor, num_classes: int) -> ImageClassifier:
+        return ImageClassifier(images.shape[1], num_classes)
+
+    monkeypatch.setattr(evaluation, "train_classifier", untrained)
+    judged = make_judge("classifier", None, DataConfig(), META)(torch.zeros(3, 1, 8, 8, device=META))
+    assert judged.logits is not None
+    assert judged.features.device == judged.logits.device == META
+
+
+def tiny_sampler() -> Sampler:
+    sizes = {"hidden_size": 16, "cond_dim": 16, "depth": 1, "num_heads": 2, "n_cls_tokens": 1, "noise_coords": 2}
+    return Sampler(build_generator("digits_tiny", **sizes), Pixels(1))
+
+
+def test_images_of_a_file_are_judged_on_the_device(tmp_path: Path) -> None:
+    np.savez(tmp_path / "images.npz", arr_0=np.zeros((5, 8, 8, 3), dtype=np.uint8))
+    sampler, judge = tiny_sampler(), FakeJudge()
+    sampler.generator.to(META)
+    make_reference(str(tmp_path / "images.npz"), None, judge, sampler, 3, QUIET)
+    assert [(len(images), images.device) for images in judge.seen] == [(3, META), (2, META)]
+
+
+class Squares(Tokenizer):
+    """Latents are the means of squares of seven pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3, factor=7)
+
+    def _encode(self, images: torch.Tensor, generator: object) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(images, 7)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.repeat_interleave(7, dim=2).repeat_interleave(7, dim=3)
+
+
+def write_images(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        levels = np.random.default_rng(number).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(folder / f"{number}.png")
+
+
+@pytest.mark.parametrize("folders", [[""], ["one", "two"], ["train/one", "train/two/deep"]])
+def test_any_folder_of_images_is_a_reference(tmp_path: Path, folders: list[str]) -> None:
+    for name in folders:
+        write_images(tmp_path / name, 6 // len(folders))
+    (tmp_path / "notes.txt").write_text("no image")
+    judge = FakeJudge()
+    reference = make_reference(str(tmp_path), None, judge, tiny_sampler(), 4, QUIET)
+    assert reference.features is not None and reference.features.shape == (6, 3)
+    assert reference.name == str(tmp_path)
+    assert reference.facts == {"images": 6, "image_size": 8}
+
+
+def test_a_folder_has_the_size_and_space_of_the_generator(tmp_path: Path) -> None:
+    write_images(tmp_path, 3)
+    sampler, judge = tiny_sampler(), FakeJudge()
+    sampler.tokenizer = Squares()
+    make_reference(str(tmp_path), None, judge, sampler, 4, QUIET)
+    assert judge.seen[0].shape == (3, 3, 56, 56)
+    judge.space = "latents"
+    make_reference(str(tmp_path), None, judge, sampler, 4, QUIET)
+    assert judge.seen[1].shape == (3, 3, 8, 8)
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(DataError, match="no folder with images"):
+            make_reference(str(folder), None, FakeJudge(), tiny_sampler(), 4, QUIET)
+
+
+def test_a_data_set_is_named(tmp_path: Path) -> None:
+    real = open_samples(DataConfig(split="val"), 0)
+    assert make_reference(None, real, FakeJudge(), tiny_sampler(), 100, QUIET).name == "digits, val"
+    cache_latents(CacheConfig("digits", "pixels", str(tmp_path / "cache"), num_workers=0), QUIET)
+    cached = open_samples(DataConfig(latents=str(tmp_path / "cache")), 0)
+    assert make_reference(None, cached, FakeJudge(), tiny_sampler(), 500, QUIET).name == "digits, train"
+
+
+class LevelJudge(FakeJudge):
+    """Says that images lie around ten places, one for each class in turn."""
+
+    def __call__(self, images: torch.Tensor) -> Judgement:
+        first = sum(map(len, self.seen))
+        self.seen.append(images)
+        places = torch.arange(first, first + len(images)) % 10
+        return Judgement(around(places), torch.zeros(len(images), 4))
+
+
+def around(places: torch.Tensor) -> torch.Tensor:
+    """Return points [N, 2] close to places [N] on a line."""
+    noise = torch.rand(len(places), 2, generator=torch.Generator().manual_seed(len(places)))
+    return torch.stack([100.0 * places, 0.0 * places], dim=1) + noise
+
+
+def test_precision_takes_real_images_of_all_classes() -> None:
+    # Sorted by class, as a folder is: the first 200 are of one class of ten.
+    real = around(torch.arange(10).repeat_interleave(200))
+    config = EvaluateConfig(ckpt="x", num_samples=200, num_manifold=200, splits=1)
+    scores = score(tiny_sampler(), LevelJudge(), Reference(moments_of(real), real, "sorted"), config, QUIET)
+    assert scores["precision"] > 0.8
+
+
+def test_the_choice_of_real_images_is_seeded_and_without_replacement() -> None:
+    features = torch.arange(50.0).unsqueeze(1)
+    chosen = random_rows(features, 20, seed=0)
+    assert len(set(chosen.ravel().tolist())) == 20
+    assert torch.equal(random_rows(features, 20, seed=0), chosen)
+    assert not torch.equal(random_rows(features, 20, seed=1), chosen)
+    assert torch.equal(random_rows(features, 50, seed=0), features)
+
+
+@pytest.mark.parametrize("is_trained", [False, True])
+def test_an_autoencoder_without_classifier_names_no_classes(tmp_path: Path, is_trained: bool) -> None:
+    mae = build_mae("digits_tiny", base_channels=4, layers=[1, 1, 1, 1])
+    if is_trained:
+        torch.nn.init.ones_(mae.fc.bias)
+    judge = MaeJudge(str(mae.save_pretrained(tmp_path / "mae")), torch.device("cpu"))
+    real = torch.rand(20, 32)
+    config = EvaluateConfig(ckpt="x", num_samples=20, splits=2)
+    scores = score(tiny_sampler(), judge, Reference(moments_of(real), real, "random"), config, QUIET)
+    assert f"Frechet distance in {judge.name} features" in scores
+    assert ("accuracy" in scores) is is_trained
+    assert any("exp(KL)" in name for name in scores) is is_trained
