@@ -4,6 +4,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from drift_policy.drift import drift_loss
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from image_gen import load_generator, load_mae
 from image_gen.data.cache_latents import CacheConfig, cache_latents
+from image_gen.data.latents import CacheIndex, shard_path
 from image_gen.models import DiT
 from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
@@ -149,6 +151,29 @@ ABSENT = (
 BARE = "import sys; sys.modules.update(dict.fromkeys({absent!r})); from image_gen.training.bare import main; main()"
 
 
+def latent_cache(folder: Path, **changes: Any) -> None:
+    """Write random numbers as a cache of taef2's latents."""
+    settings: dict[str, Any] = {
+        "dataset": "imagenette224",
+        "split": "train",
+        "num_images": 24,
+        "class_names": ["a", "b", "c"],
+        "image_size": 64,
+        "tokenizer": "taef2",
+        "tokenizer_weights": None,
+        "latent_shape": [32, 8, 8],
+        "flip": False,
+        "shard_size": 24,
+        "dtype": "float32",
+        "seed": 0,
+    }
+    index = CacheIndex(**(settings | changes))
+    folder.mkdir()
+    index.write(folder)
+    latents = torch.randn(24, 1, *index.latent_shape, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents, "labels": torch.arange(24) % 3}, shard_path(folder, 0))
+
+
 def test_cached_latents_train_where_only_torch_is(tmp_path: Path) -> None:
     cache = CacheConfig(dataset="digits", tokenizer="pixels", output=str(tmp_path / "cache"), num_workers=0)
     cache_latents(cache, Console(quiet=True))
@@ -164,6 +189,21 @@ def test_cached_latents_train_where_only_torch_is(tmp_path: Path) -> None:
     assert (tmp_path / "there/digits/run/samples/step_00000003.png").is_file()
     with pytest.raises(ConfigurationError, match=r"dataset\.crop=random_resized acts on images"):
         train_tiny(tmp_path, *own, "dataset.crop=random_resized", "name=crop")
+
+
+def test_latents_train_where_nothing_can_decode_them(tmp_path: Path) -> None:
+    latent_cache(tmp_path / "cache")
+    config = tiny_generator(
+        tmp_path, "dataset=imagenette224", f"dataset.latents={tmp_path / 'cache'}", "dataset.num_workers=0"
+    )
+    write_config(config, tmp_path / "config.json")
+    places = "import os; [os.environ.pop(f'DRIFT_POLICY_{name}', None) for name in ('CACHE', 'DATA')]; "
+    result = run_program("-c", places + BARE.format(absent=ABSENT), str(tmp_path / "config.json"))
+    assert result.returncode == 0, result.stderr
+    assert "no pictures while training: The operating system's cache folder" in result.stdout
+    assert "dataset.tokenizer_weights" in result.stdout
+    assert load_generator(tmp_path / "imagenette224/run").config.in_channels == 32
+    assert not (tmp_path / "imagenette224/run/samples").exists()
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError])  # the latter from a compiled loss
