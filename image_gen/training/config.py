@@ -10,6 +10,7 @@ from drift_policy.training.logger_config import LoggerConfig
 from drift_policy.training.trainer_config import PRECISIONS, SHARDINGS
 from image_gen.guidance import GuidanceLaw
 from image_gen.memory_bank import STORAGE_TYPES
+from image_gen.models.mae import MAE_SIZES
 
 METHODS = ("drift", "flow")
 ENCODERS = ("mae", "none")
@@ -132,7 +133,7 @@ class DriftConfig:
 class MaeRecipe:
     """A masked autoencoder and its training (appendix A.4)."""
 
-    model: dict[str, Any] = field(default_factory=lambda: {"name": "digits_tiny"})  # size and changes of MaeConfig
+    model: dict[str, Any] = field(default_factory=dict)  # `name` of a size, and changes of its MaeConfig
     batch_size: int = 128  # images a step, over all processes
     mask_ratio: float = 0.5  # probability that a patch is hidden
     classification_weight: float = 0.1  # weight of the classifier's loss at the end of the training
@@ -173,8 +174,8 @@ class FeatureConfig:
             f"feature.chunk_size must be null or at least 1, but is {self.chunk_size}.",
         )
         require(
-            self.encoder != "none" or self.compare_input,
-            "feature.encoder=none and feature.compare_input=false leave no feature: change one of them.",
+            self.encoder != "none" or self.compare_input or self.convnext is not None,
+            "feature.encoder=none, feature.compare_input=false and feature.convnext=null leave no feature: change one.",
         )
 
 
@@ -240,3 +241,10 @@ class GeneratorTrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}, but is {self.method!r}.")
+        trains_mae = self.method == "drift" and self.feature.encoder == "mae" and self.feature.mae is None
+        require(
+            not trains_mae or "name" in self.feature.mae_training.model,
+            "feature.mae=null trains a masked autoencoder first, but the chosen model has no recipe for one: give "
+            "feature.mae=<folder or hf://name>, or choose a recipe by mae@feature.mae_training=... "
+            f"({', '.join(MAE_SIZES)}).",
+        )
