@@ -53,7 +53,7 @@ class OptimizerConfig:
     ema_decay: float = 0.999  # decay of the averaged weights that are saved and drawn from
     gradient_accumulation_steps: int = 1  # parts a step is computed in, to save memory; drift statistics are a part's
     precision: str = "float32"  # "bfloat16": networks in autocast, the drift loss in float32; "tfloat32": on GPUs
-    activation_checkpointing: bool = False  # recompute the generator's blocks in the backward pass: less memory
+    activation_checkpointing: bool = False  # recompute the network's blocks in the backward pass: less memory
     compile: bool = False  # torch.compile the network and the drift loss; costs minutes at the start
     sharding: str = "none"  # "fsdp2": several processes share one copy of weights, gradients and moments
     num_threads: int | None = None  # CPU threads; null leaves PyTorch's choice
@@ -164,6 +164,7 @@ class FeatureConfig:
     patch_mean_size: list[int] = field(default_factory=lambda: [2, 4])  # sides of windows whose mean counts
     patch_std_size: list[int] = field(default_factory=lambda: [2, 4])  # sides of those whose standard deviation does
     chunk_size: int | None = None  # real images that go through the encoder at once; null is all
+    activation_checkpointing: bool = False  # recompute the MAE's blocks in the generator's backward pass: less memory
 
     def __post_init__(self) -> None:
         require(

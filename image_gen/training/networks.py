@@ -72,6 +72,7 @@ def features_for(samples: RealSamples, config: FeatureConfig, mae: MAE | None) -
             patch_mean_size=list(config.patch_mean_size),
             patch_std_size=list(config.patch_std_size),
         )
+        mae.encoder.activation_checkpointing = config.activation_checkpointing
         extractors.append(MaeFeatures(mae, settings))
     if config.convnext is not None:
         extractors.append(_convnext_for(samples, config.convnext))

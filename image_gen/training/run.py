@@ -122,6 +122,7 @@ def train_mae(config: MaeTrainConfig, around: Surroundings, processes: Processes
     torch.manual_seed(config.seed)
     with processes.agreed():
         network = mae_for(samples, config.mae.model).to(processes.device)
+    network.encoder.activation_checkpointing = config.trainer.activation_checkpointing
     say(f"MAE      {_millions(network)}, on {_describe(processes)}, in {run_folder(config)}")
     with processes.agreed():
         if processes.is_main:
