@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from drift_policy.drift import drift_loss
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
+from drift_policy.training.folder_guard import claimed_folder
 from image_gen import load_generator, load_mae
 from image_gen.data.cache_latents import CacheConfig, cache_latents
 from image_gen.data.latents import CacheIndex, shard_path
@@ -22,6 +23,7 @@ from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
 from image_gen.training.bare import write_config
 from image_gen.training.run import train_generator
+from image_gen.training.run_folder import run_folder
 from image_gen.training.schedule import classification_weight, learning_rate, row_generator
 from tests.helpers.image_configs import mae_config
 from tests.helpers.image_runs import (
@@ -70,8 +72,42 @@ def test_without_an_autoencoder_one_is_trained_and_used_again(tmp_path: Path) ->
     said.clear()
     train_tiny(tmp_path, "trainer.num_steps=1", "name=second", said=said)
     assert any("trained before" in line for line in said)
-    with pytest.raises(ConfigurationError, match=r"mae\.batch_size"):
+    with pytest.raises(ConfigurationError, match=r"mae\.batch_size.*give its folder, feature\.mae="):
         train_tiny(tmp_path, "name=third", "feature.mae_training.batch_size=4")
+
+
+def test_folders_of_running_trainings_are_refused(tmp_path: Path) -> None:
+    config = tiny_generator(tmp_path)
+    with (
+        claimed_folder(run_folder(config), lambda: False, False, ""),
+        pytest.raises(UserError, match=r"Another process is training in .*run: give this run another name"),
+    ):
+        train_generator(config, quiet_surroundings())
+    with (
+        claimed_folder(mae_of(run_folder(config)), lambda: False, False, ""),
+        pytest.raises(UserError, match=r"training in .*mae_digits_tiny_seed0: this run needs that .* feature\.mae="),
+    ):
+        train_generator(config, quiet_surroundings())
+    train_generator(replace(config, feature=replace(config.feature, encoder="none")), quiet_surroundings())
+
+
+def test_moved_data_and_settings_of_older_releases_can_be_resumed(tmp_path: Path) -> None:
+    latent_cache(tmp_path / "cache")
+    own = ["dataset=imagenette224", "dataset.num_workers=0", "feature.encoder=none"]
+    train_tiny(tmp_path, *own, f"dataset.latents={tmp_path / 'cache'}", "trainer.num_steps=1")
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    moved = [*own, f"dataset.latents={tmp_path / 'moved'}", "dataset.tokenizer_weights=elsewhere", "resume=true"]
+    path = tmp_path / "imagenette224/run/settings.json"
+    settings = json.loads(path.read_text())
+    del settings["feature"]["activation_checkpointing"], settings["drift"]["affinity_floor"]
+    path.write_text(json.dumps(settings))
+    run = train_tiny(tmp_path, *moved, "trainer.num_steps=2")
+    assert json.loads((run / "manifest.json").read_text())["training"]["steps"] == 2
+    latent_cache(tmp_path / "other", seed=1)
+    with pytest.raises(ConfigurationError, match=r"other values of data\.seed\."):
+        train_tiny(tmp_path, *moved, f"dataset.latents={tmp_path / 'other'}")
+    with pytest.raises(ConfigurationError, match=r"other values of drift\.affinity_floor\."):
+        train_tiny(tmp_path, *moved, "drift.affinity_floor=0.0")
 
 
 @pytest.mark.parametrize("limit", ["512", "0"], ids=["queues saved", "queues filled again"])
