@@ -19,7 +19,7 @@ from drift_policy.errors import ConfigurationError
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import batch_indices
 from image_gen.data.latents import CachedLatents
-from image_gen.tokenizers import Tokenizer, build_tokenizer
+from image_gen.tokenizers import Tokenizer
 from image_gen.training.config import DataConfig
 from image_gen.training.schedule import row_generator
 
@@ -66,27 +66,26 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         return _open_latents(config, seed)
     # Imported here: cached latents need no image decoder.
     from image_gen.data.base import TransformedImages
-    from image_gen.data.build import DATASETS, build_image_set
+    from image_gen.data.source import open_source
     from image_gen.data.transforms import ImageTransform
 
-    images = build_image_set(config.name, config.split, config.path)
-    size = config.image_size or DATASETS[config.name].image_size
-    if size is None:
-        raise ConfigurationError(f"dataset.name={config.name} has no size of its own: set dataset.image_size=... .")
-    tokenizer = build_tokenizer(config.tokenizer, config.tokenizer_weights, images.channels)
-    if size % tokenizer.factor:
-        raise ConfigurationError(
-            f"dataset.image_size={size} must be a multiple of {tokenizer.factor}, the step of the tokenizer "
-            f"{config.tokenizer}."
-        )
-    side = size // tokenizer.factor
-    return RealSamples(
-        dataset=TransformedImages(images, ImageTransform(size, crop=config.crop, flip=config.flip), seed),
-        class_names=images.class_names,
-        sample_shape=(tokenizer.latent_channels, side, side),
+    source = open_source(
+        config.name,
+        config.split,
+        config.path,
+        image_size=config.image_size,
         tokenizer=config.tokenizer,
         tokenizer_weights=config.tokenizer_weights,
-        encoder=None if config.tokenizer == "pixels" else tokenizer,
+        prefix="dataset.",
+    )
+    images, transform = source.images, ImageTransform(source.image_size, crop=config.crop, flip=config.flip)
+    return RealSamples(
+        dataset=TransformedImages(images, transform, seed),
+        class_names=images.class_names,
+        sample_shape=source.latent_shape,
+        tokenizer=config.tokenizer,
+        tokenizer_weights=config.tokenizer_weights,
+        encoder=None if config.tokenizer == "pixels" else source.tokenizer,
         facts={"name": config.name, "split": config.split, "images": len(images), "classes": images.num_classes},
     )
 
