@@ -9,9 +9,11 @@ from rich.console import Console
 
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
+from image_gen.data.latents import INDEX_FILE, read_index
 from image_gen.training.bare import write_config
-from image_gen.training.config import GeneratorTrainConfig, MaeTrainConfig
+from image_gen.training.config import DataConfig, GeneratorTrainConfig, MaeTrainConfig
 from image_gen.training.run import Surroundings, train_generator, train_mae
+from image_gen.training.samples import check_cache
 
 
 def run_program(
@@ -22,6 +24,7 @@ def run_program(
     Raises:
         UserError: anything the user has to change.
     """
+    _check_cache(config.dataset, overrides)
     if config.write_config is not None:
         write_config(config, Path(config.write_config))
         console.print(f"written  {config.write_config}: python -m image_gen.training.bare {config.write_config}")
@@ -38,3 +41,12 @@ def run_program(
         train_mae(config, around)
     else:
         train_generator(config, around)
+
+
+def _check_cache(config: DataConfig, overrides: Sequence[str]) -> None:
+    """Refuse what the command line says of the data, and their cache contradicts; a missing cache is reported later."""
+    if config.latents is None or not (Path(config.latents) / INDEX_FILE).is_file():
+        return
+    names = [override.lstrip("+").partition("=")[0] for override in overrides]
+    chosen = [name.removeprefix("dataset.") for name in names if name.startswith("dataset.")]
+    check_cache(config, read_index(config.latents), [*chosen, *(["name"] if "dataset" in names else [])])

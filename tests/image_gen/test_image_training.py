@@ -22,10 +22,13 @@ from image_gen.models import DiT, mae_encoder
 from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
 from image_gen.training.bare import write_config
+from image_gen.training.config import DataConfig
+from image_gen.training.program import run_program as train_program
 from image_gen.training.run import train_generator
 from image_gen.training.run_folder import run_folder
+from image_gen.training.samples import open_samples
 from image_gen.training.schedule import classification_weight, learning_rate, row_generator
-from tests.helpers.image_configs import mae_config
+from tests.helpers.image_configs import generator_config, mae_config
 from tests.helpers.image_runs import (
     STATE,
     largest_difference,
@@ -254,6 +257,26 @@ def test_latents_train_where_nothing_can_decode_them(tmp_path: Path) -> None:
     assert "dataset.tokenizer_weights" in result.stdout
     assert load_generator(tmp_path / "imagenette224/run").config.in_channels == 32
     assert not (tmp_path / "imagenette224/run/samples").exists()
+
+
+def test_settings_that_a_cache_contradicts_are_refused(tmp_path: Path) -> None:
+    latent_cache(tmp_path / "cache")
+    latent_cache(tmp_path / "val", split="val", dataset="folder")
+    own = DataConfig(name="imagenette224", latents=str(tmp_path / "cache"), tokenizer="taef2", image_size=64)
+    for changes in ({}, {"name": "digits"}, {"image_size": None}, {"tokenizer": "sd_vae"}, {"tokenizer": "pixels"}):
+        assert open_samples(replace(own, **changes), 0).tokenizer == "taef2"
+    assert open_samples(replace(own, latents=str(tmp_path / "val")), 0).facts["split"] == "val"
+    for name, value, held in (("split", "val", "train"), ("name", "cifar10", "imagenette224"), ("image_size", 32, 64)):
+        with pytest.raises(ConfigurationError, match=f"dataset.{name}={value}, .*: set dataset.{name}={held}"):
+            open_samples(replace(own, **{name: value}), 0)
+    # The command line says what the user chose, also where it is a default.
+    given = [f"dataset.latents={tmp_path / 'cache'}", f"write_config={tmp_path / 'config.json'}"]
+    for chosen in ("dataset.tokenizer=sd_vae", "dataset=digits"):
+        overrides = ["dataset=imagenette224", *given, chosen][chosen == "dataset=digits" :]
+        with pytest.raises(ConfigurationError, match="but the latents in"):
+            train_program(generator_config(*overrides), "", overrides, Console(quiet=True))
+    train_program(generator_config(*given), "", given, Console(quiet=True))
+    assert (tmp_path / "config.json").is_file()
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError])  # the latter from a compiled loss
