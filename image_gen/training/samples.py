@@ -21,7 +21,7 @@ from drift_policy.training.schedule import batch_indices
 from image_gen.data.latents import CachedLatents, CacheIndex
 from image_gen.tokenizers import Tokenizer
 from image_gen.training.config import DataConfig
-from image_gen.training.schedule import row_generator
+from image_gen.training.schedule import LATENTS, row_generator
 
 # Settings of the data -> what a cache calls them.
 _OF_CACHE = {"name": "dataset", "split": "split", "image_size": "image_size", "tokenizer": "tokenizer"}
@@ -187,8 +187,11 @@ class SampleStream:
         device = self._processes.device
         images, class_ids = images.to(device, non_blocking=True), class_ids.to(device, non_blocking=True)
         if self._encoder is not None:
-            noise = row_generator(step, self._processes.rank, self._seed, device)
-            images = self._encoder.encode(images, noise)
+            first = self._processes.rank * len(images)
+            rows = range(first, first + len(images))
+            images = self._encoder.encode(
+                images, [row_generator(step, row, self._seed, device, LATENTS) for row in rows]
+            )
         return images, class_ids
 
     def all(self, step: int) -> tuple[Tensor, Tensor]:
