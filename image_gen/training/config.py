@@ -150,6 +150,33 @@ class MaeRecipe:
 
 
 @dataclass
+class OwnEncoderConfig:
+    """A network of the user as an encoder, such as SimCLR's or MoCo's; images are in [0, 1] before normalisation."""
+
+    factory: str | None = None  # "module:function" that returns the network; null is none
+    weights: str | None = None  # safetensors file with its tensors; null keeps those that the function gave it
+    layers: list[str] = field(default_factory=list)  # names of its modules whose outputs are compared
+    image_size: int | None = None  # side in pixels that images are resized to; null keeps them
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # subtracted from each channel
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # each channel is divided by it
+
+    def __post_init__(self) -> None:
+        require(
+            self.factory is None or len(self.layers) > 0,
+            f"feature.own.factory={self.factory} needs feature.own.layers=[...]: modules whose outputs are compared.",
+        )
+        require(
+            self.factory is not None or (self.weights is None and not self.layers),
+            "feature.own.weights and feature.own.layers are of a network: set feature.own.factory=module:function.",
+        )
+        require(
+            len(self.mean) == len(self.std) and all(value > 0 for value in self.std),
+            "feature.own.mean and feature.own.std must hold a number for each channel, those of std positive, but are "
+            f"{self.mean} and {self.std}.",
+        )
+
+
+@dataclass
 class FeatureConfig:
     """The features in which generated and real images are compared."""
 
@@ -157,6 +184,7 @@ class FeatureConfig:
     mae: str | None = None  # folder or hf://name of a masked autoencoder; null trains `mae_training` on the data first
     mae_training: MaeRecipe = field(default_factory=MaeRecipe)  # used if `mae` is null
     convnext: str | None = None  # folder or hub name of ConvNeXt-V2, a second encoder; latents are decoded for it
+    own: OwnEncoderConfig = field(default_factory=OwnEncoderConfig)  # one more encoder; latents are decoded for it
     compare_input: bool = True  # whether the flattened images or latents count as one more feature
     every_k_block: int = 2  # residual blocks whose output counts; 0 takes none
     use_mean: bool = True  # mean over all positions
@@ -175,8 +203,9 @@ class FeatureConfig:
             f"feature.chunk_size must be null or at least 1, but is {self.chunk_size}.",
         )
         require(
-            self.encoder != "none" or self.compare_input or self.convnext is not None,
-            "feature.encoder=none, feature.compare_input=false and feature.convnext=null leave no feature: change one.",
+            self.encoder != "none" or self.compare_input or self.convnext is not None or self.own.factory is not None,
+            "feature.encoder=none, feature.compare_input=false, feature.convnext=null and feature.own.factory=null "
+            "leave no feature: change one.",
         )
 
 

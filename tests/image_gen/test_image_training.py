@@ -179,6 +179,17 @@ def test_raw_pixels_need_no_autoencoder(tmp_path: Path) -> None:
     assert not mae_of(run).exists()
 
 
+def test_a_network_of_the_user_can_be_the_only_encoder(tmp_path: Path) -> None:
+    own = ["feature.own.factory=tests.helpers.own_encoder:tiny", "feature.own.layers=['0','2']"]
+    alone = ["feature.encoder=none", "feature.compare_input=false", "trainer.num_steps=1"]
+    torch.manual_seed(0)
+    run = train_tiny(tmp_path, *own, "feature.own.mean=[0.5]", "feature.own.std=[0.5]", *alone)
+    with (run / "metrics.csv").open() as file:
+        assert float(next(csv.DictReader(file))["train/force_0.2"]) > 0
+    with pytest.raises(ConfigurationError, match=r"feature\.own\.mean .* hold 3 number\(s\), .* have 1 channel"):
+        train_tiny(tmp_path, *own, *alone, "name=colour")
+
+
 def test_flow_matching_trains_by_the_same_loop(tmp_path: Path) -> None:
     run = train_tiny(tmp_path, "method=flow", "trainer.max_seconds=0.2", "trainer.num_steps=100000")
     manifest = json.loads((run / "manifest.json").read_text())
