@@ -193,9 +193,11 @@ def _loss_costs(
             return {name: value.detach().requires_grad_() for name, value in kept[key].items()}
 
     fixed = Fixed(features.mae, features.settings)
-    gen = torch.randn(case.labels, case.samples, *step.positives.shape[2:], device=case.device, requires_grad=True)
+    positives = step.positives.samples()
+    gen = torch.randn(case.labels, case.samples, *positives.shape[2:], device=case.device, requires_grad=True)
+    unconditional = None if step.unconditional is None else step.unconditional.samples()
     with _autocast(case):
-        targets = target_features(features.features, step.positives, step.unconditional)
+        targets = target_features(features.features, positives, unconditional)
     config = objective._config
 
     def run(loss: LossOfFeatures) -> None:

@@ -8,6 +8,8 @@ Shape letters: K classes, Q samples a queue holds, n new samples, B labels, P dr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,22 @@ STORAGE_TYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "uint8": torch.uint8,
 }
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Samples that were drawn, by their places: only the rows that are asked for are ever copied.
+
+    Valid until the next push.
+    """
+
+    queues: SampleQueues
+    keys: Tensor  # queue of each row, [B]
+    slots: Tensor  # places in it, [B, P]
+
+    def samples(self, rows: slice = slice(None)) -> Tensor:
+        """Return the samples of some rows, [rows, P, ...] in float32 on the device of the queues."""
+        return self.queues.read(self.keys[rows], self.slots[rows])
 
 
 class SampleQueues(nn.Module):
@@ -79,16 +97,13 @@ class SampleQueues(nn.Module):
         self.counts += new
 
     @torch.no_grad()
-    def draw(self, keys: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    def draw(self, keys: Tensor, number: int, generator: torch.Generator) -> Draws:
         """Draw samples of some queues: without replacement, or with it from a queue that holds fewer than `number`.
 
         Args:
             keys: queues to draw from, integers [B].
             number: P, draws from each.
             generator: on the CPU.
-
-        Returns:
-            [B, P, ...] in float32.
 
         Raises:
             ValueError: one of the queues is empty.
@@ -101,6 +116,10 @@ class SampleQueues(nn.Module):
         # By age, not by slot: a queue that was filled again draws what one that never stopped does.
         ages = draw_slots(stored.cpu(), self.capacity, number, generator).to(keys.device)
         slots = (self.counts[keys].unsqueeze(1) - 1 - ages) % self.capacity
+        return Draws(self, keys, slots)
+
+    def read(self, keys: Tensor, slots: Tensor) -> Tensor:
+        """Return the samples in some places, [B] and [B, P] -> [B, P, ...] in float32."""
         return self._from_storage(self.samples[keys.unsqueeze(1), slots])
 
     def is_filled(self, number: int) -> Tensor:
@@ -149,12 +168,12 @@ class MemoryBank(nn.Module):
         self.by_class.push(samples, class_ids)
         self.any_class.push(samples, torch.zeros_like(class_ids))
 
-    def positives(self, class_ids: Tensor, number: int, generator: torch.Generator) -> Tensor:
-        """Draw real samples of the given classes, [B] -> [B, number, C, H, W]; see `SampleQueues.draw`."""
+    def positives(self, class_ids: Tensor, number: int, generator: torch.Generator) -> Draws:
+        """Draw `number` real samples for each of the given classes, [B]; see `SampleQueues.draw`."""
         return self.by_class.draw(class_ids, number, generator)
 
-    def unconditional(self, batch: int, number: int, generator: torch.Generator) -> Tensor:
-        """Draw real samples of any class for each of `batch` labels, [batch, number, C, H, W]."""
+    def unconditional(self, batch: int, number: int, generator: torch.Generator) -> Draws:
+        """Draw `number` real samples of any class for each of `batch` labels."""
         return self.any_class.draw(torch.zeros(batch, dtype=torch.long), number, generator)
 
 

@@ -3,12 +3,25 @@
 import os
 from pathlib import Path
 
-import platformdirs
+from drift_policy.errors import ConfigurationError
 
 CACHE_VARIABLE = "DRIFT_POLICY_CACHE"
 
 
 def cache_folder() -> Path:
-    """Return the folder named by DRIFT_POLICY_CACHE, or the platform's (~/.cache/drift_policy on Linux)."""
+    """Return the folder named by DRIFT_POLICY_CACHE, or the platform's (~/.cache/drift_policy on Linux).
+
+    Raises:
+        ConfigurationError: DRIFT_POLICY_CACHE is not set, and the package that knows the platform's folder is missing.
+    """
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else platformdirs.user_cache_path("drift_policy")
+    if named:
+        return Path(named).expanduser()
+    try:
+        import platformdirs  # here: a machine that names its folder needs no package for it
+    except ImportError as error:
+        raise ConfigurationError(
+            "The operating system's cache folder is known by the package platformdirs, which is not installed: pip "
+            f"install platformdirs, or name a folder by the environment variable {CACHE_VARIABLE}."
+        ) from error
+    return platformdirs.user_cache_path("drift_policy")

@@ -40,13 +40,13 @@ from drift_policy.training.checkpoint import CheckpointStore
 from drift_policy.training.config import TrainConfig
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
+from drift_policy.training.folder_guard import claimed_folder
 from drift_policy.training.interrupt import TrainingInterruptedError
 from drift_policy.training.parallel import Processes, start_processes
 from drift_policy.training.positives import add_positives
 from drift_policy.training.run_folder import (
     SCRIPT,
     check_settings,
-    claimed_folder,
     course_of_a_run,
     record_settings,
     resume_command,
@@ -75,7 +75,8 @@ def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Pa
     with ExitStack() as claim:
         with processes.agreed():
             if processes.is_main:
-                claim.enter_context(claimed_folder(run_dir, store, config.resume, overrides))
+                command = resume_command(overrides)
+                claim.enter_context(claimed_folder(run_dir, store.has_last, config.resume, command))
         _train(config, run_dir, store, processes, overrides, console if processes.is_main else Console(quiet=True))
     return run_dir
 

@@ -1,22 +1,20 @@
-"""The folder of a run: may a run start or go on there, and with which settings was it started."""
+"""The settings that a run was started with, in its folder, and the command that goes on with it."""
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drift_policy.config import with_defaults
-from drift_policy.errors import CheckpointError, ConfigurationError, UserError
+from drift_policy.errors import CheckpointError
 from drift_policy.policy_config import IMAGE_SETTINGS, with_policy_defaults
 from drift_policy.task import TaskConfig
-from drift_policy.training.checkpoint import CheckpointStore
 from drift_policy.training.config import RolloutConfig, TrainConfig
+from drift_policy.training.folder_guard import differing_settings, refuse_changes
 from drift_policy.training.parallel import launch_command
 from drift_policy.training.trainer_config import TrainerConfig
 
@@ -35,33 +33,6 @@ _FREE_SETTINGS = (
 )
 # Where a step is computed and read from, which does not change what it computes.
 _PLACES = ("trainer.sharding", "trainer.data_placement", "trainer.num_workers")
-
-
-@contextmanager
-def claimed_folder(run_dir: Path, store: CheckpointStore, resume: bool, overrides: Sequence[str]) -> Iterator[None]:
-    """Hold the folder of a run for this process.
-
-    A folder without a checkpoint, as an early error leaves it, may be used again.
-
-    Raises:
-        UserError: it holds a run and `resume` is not set, or the other way round; another process is writing there;
-            or it cannot be written at all.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(run_dir / ".lock", timeout=0):
-            if resume and not store.has_last():
-                raise UserError(f"There is nothing to resume in {run_dir}: leave out resume=true, or check name=.")
-            if not resume and store.has_last():
-                raise UserError(
-                    f"{run_dir} already holds a run. Go on with it: {resume_command(overrides)} . "
-                    "Or give the new run another name: name=... ."
-                )
-            yield
-    except Timeout as error:
-        raise UserError(f"Another process is training in {run_dir}: give this run another name, name=... .") from error
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise UserError(f"The folder {run_dir} cannot be written ({error}): choose another, output=... .") from error
 
 
 def course_of_a_run(config: TrainConfig) -> dict[str, Any]:
@@ -89,11 +60,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
     if not isinstance(before, dict):
         raise CheckpointError(f"{path} holds no settings, so the run cannot be resumed.")
     changed = [name for name in changed_settings(before, settings) if name not in _PLACES]
-    if changed:
-        raise ConfigurationError(
-            f"The run in {run_dir} was started with other values of {', '.join(changed)}. Resume it with what it was "
-            "started with, or start a new run with another name=... ."
-        )
+    refuse_changes(run_dir, changed)
 
 
 def resume_command(overrides: Sequence[str]) -> str:
@@ -110,7 +77,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[
             default then, since every new setting's default is what was done before.
         now: `course_of_a_run` of today.
     """
-    return _differences(_completed(before), _completed(OmegaConf.to_container(OmegaConf.create(dict(now)))))
+    return differing_settings(_completed(before), _completed(OmegaConf.to_container(OmegaConf.create(dict(now)))))
 
 
 def _completed(settings: Any) -> dict[str, Any]:
@@ -125,13 +92,3 @@ def _completed(settings: Any) -> dict[str, Any]:
     if not any(observation["kind"] == "image" for observation in observations.values()):
         policy = {key: value for key, value in policy.items() if key not in IMAGE_SETTINGS}
     return filled | {"policy": policy}
-
-
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            name
-            for key in dict.fromkeys([*before, *now])
-            for name in _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [] if before == now else [prefix]

@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from drift_policy.errors import CheckpointError, ConfigurationError
+from image_gen.field_types import has_type
 from image_gen.models import MAE, DiT, DiTConfig, MaeConfig
 
 Kind = Literal["generator", "mae"]
@@ -49,7 +50,7 @@ def build_model(kind: Kind, settings: Mapping[str, Any], where: Path) -> Model:
         what = "lacks the setting" if differing[0] in known else "has the unknown setting"
         raise CheckpointError(f"{where} {what} {differing[0]!r} of a {kind}: it is of another release or damaged.")
     for name, value in settings.items():
-        if not _has_type(value, hints[name]):
+        if not has_type(value, hints[name]):
             raise CheckpointError(f"{where}: the setting {name} is {value!r}, which is no {hints[name]}.")
     try:
         with torch.device("meta"), _WithoutFilling():
@@ -116,11 +117,3 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not a JSON object: download it again.")
     return content
-
-
-def _has_type(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is list:
-        return isinstance(value, list) and all(_has_type(item, get_args(hint)[0]) for item in value)
-    if hint is float:
-        return type(value) in (int, float)
-    return type(value) is hint

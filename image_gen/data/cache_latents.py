@@ -25,10 +25,10 @@ from drift_policy.config import parse_config
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, DataError, require
 from image_gen.data.base import ImageSet, TransformedImages
-from image_gen.data.build import DATASETS, build_image_set
 from image_gen.data.latents import INDEX_FILE, CacheIndex, check_shard, read_index, shard_path
+from image_gen.data.source import open_source
 from image_gen.data.transforms import ImageTransform
-from image_gen.tokenizers import Tokenizer, build_tokenizer
+from image_gen.tokenizers import Tokenizer
 
 _DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -67,24 +67,24 @@ def cache_latents(config: CacheConfig, console: Console | None = None) -> CacheI
         DataError, CheckpointError: images or weights are missing or damaged.
     """
     console = console or Console(stderr=True)
-    images = build_image_set(config.dataset, config.split, config.data_path)
-    size = config.image_size or DATASETS[config.dataset].image_size
-    if size is None:
-        raise ConfigurationError(f"dataset={config.dataset} has no size of its own: set image_size=... .")
-    tokenizer = build_tokenizer(config.tokenizer, config.tokenizer_weights, images.channels)
-    require(
-        size % tokenizer.factor == 0,
-        f"image_size={size} must be a multiple of {tokenizer.factor}, the step of the tokenizer {config.tokenizer}.",
+    source = open_source(
+        config.dataset,
+        config.split,
+        config.data_path,
+        image_size=config.image_size,
+        tokenizer=config.tokenizer,
+        tokenizer_weights=config.tokenizer_weights,
     )
+    images, tokenizer = source.images, source.tokenizer
     index = CacheIndex(
         dataset=config.dataset,
         split=config.split,
         num_images=len(images),
         class_names=images.class_names,
-        image_size=size,
+        image_size=source.image_size,
         tokenizer=config.tokenizer,
         tokenizer_weights=config.tokenizer_weights,
-        latent_shape=[tokenizer.latent_channels, size // tokenizer.factor, size // tokenizer.factor],
+        latent_shape=list(source.latent_shape),
         flip=config.flip,
         shard_size=config.shard_size,
         dtype=config.dtype,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from drift_policy.data.cache import cache_folder
 from drift_policy.errors import DataError
 
 DATA_VARIABLE = "DRIFT_POLICY_DATA"
@@ -23,19 +24,20 @@ def find_data(name: str, path: str | Path | None, how_to_get: str) -> Path:
 
     Raises:
         DataError: no such folder; says where it was looked for and how to get the data.
+        ConfigurationError: the cache's folder is needed and cannot be known.
     """
     if path is not None:
         candidates = [Path(path).expanduser()]
     else:
-        # Imported here, so that data given by their path need no package for the cache's place.
-        from drift_policy.data.cache import cache_folder
-
         named = os.environ.get(DATA_VARIABLE)
         candidates = [Path(named).expanduser() / name] if named else []
-        candidates.append(cache_folder() / name)
     for candidate in candidates:
         if candidate.is_dir():
             return candidate
+    if path is None:  # asked for last: it may need a package that data elsewhere do not
+        candidates.append(cache_folder() / name)
+        if candidates[-1].is_dir():
+            return candidates[-1]
     looked = " and ".join(str(candidate) for candidate in candidates)
     where = "" if path is not None else f"\nThe folder around it is then named by {DATA_VARIABLE}, or give its path."
     raise DataError(f"'{name}' was looked for in {looked}, but is not there: {how_to_get}{where}")

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 _MAX_GROUPS = 32
 _NORM_EPS = 1e-6
@@ -49,6 +51,9 @@ class BasicBlock(nn.Module):
 class Encoder(nn.Module):
     """Stem and four stages; each stage halves the side but the first, and doubles the channels.
 
+    With `activation_checkpointing` set, the backward pass computes the inside of each block again instead of keeping
+    it: the gradients are the same, also those of the images through a frozen encoder.
+
     Args:
         in_channels: of the (folded) image.
         base_channels: C; the stages have C, 2C, 4C and 8C channels.
@@ -58,6 +63,7 @@ class Encoder(nn.Module):
 
     def __init__(self, in_channels: int, base_channels: int, layers: Sequence[int], dropout: float) -> None:
         super().__init__()
+        self.activation_checkpointing = False
         self.conv1 = nn.Conv2d(in_channels, base_channels, 3, 1, 1, bias=False)
         self.gn1 = group_norm(base_channels)
         self.stages = nn.ModuleList()
@@ -79,11 +85,12 @@ class Encoder(nn.Module):
         `conv1` and `layer1` to `layer4` are the normalised outputs of the stem and the stages, which feed the next
         stage; `layer<i>_blk<k>` is the output of the k-th block, for every k that `every_k_block` divides (0: none).
         """
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         x = functional.relu(self.gn1(self.conv1(x)))
         maps = {"conv1": x}
         for i, (blocks, norm) in enumerate(zip(self.stages, self.stage_norms, strict=True), start=1):
             for k, block in enumerate(cast(nn.ModuleList, blocks), start=1):
-                x = block(x)
+                x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
                 if every_k_block and k % every_k_block == 0:
                     maps[f"layer{i}_blk{k}"] = x
             x = norm(x)

@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
+Randomness = torch.Generator | list[torch.Generator] | None  # of a batch, or of each image of it
+
 
 class Tokenizer(nn.Module, ABC):
     """A frozen autoencoder. Images are [B, channels, H, W] in [-1, 1]; the gradient flows through `decode`.
@@ -26,16 +28,19 @@ class Tokenizer(nn.Module, ABC):
         self.factor = factor
 
     @torch.no_grad()
-    def encode(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def encode(self, images: Tensor, generator: Randomness = None) -> Tensor:
         """Return the latents [B, latent_channels, H / factor, W / factor], without gradient.
 
         Args:
             images: [B, image_channels, H, W] in [-1, 1].
-            generator: draws the latents of autoencoders that are random; on the device of the images, or the CPU.
+            generator: draws the latents of autoencoders that are random; on the device of the images, or the CPU. With
+                one for each image, a latent does not depend on the batch that its image is in.
 
         Raises:
-            ValueError: other channels, or a side that is no multiple of `factor`.
+            ValueError: other channels, a side that is no multiple of `factor`, or generators for other images.
         """
+        if isinstance(generator, list) and len(generator) != len(images):
+            raise ValueError(f"there are {len(generator)} generators for {len(images)} images; expected one for each.")
         if images.ndim != 4 or images.shape[1] != self.image_channels or any(n % self.factor for n in images.shape[2:]):
             raise ValueError(
                 f"images have shape {list(images.shape)}; expected [B, {self.image_channels}, H, W] with sides that "
@@ -61,7 +66,7 @@ class Tokenizer(nn.Module, ABC):
         self.eval()
 
     @abstractmethod
-    def _encode(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _encode(self, images: Tensor, generator: Randomness) -> Tensor:
         """Compute encode's result from checked images."""
 
     @abstractmethod

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from image_gen.tokenizers.base import Tokenizer
+from image_gen.tokenizers.base import Randomness, Tokenizer
 
 
 class Pixels(Tokenizer):
@@ -18,7 +17,7 @@ class Pixels(Tokenizer):
     def __init__(self, image_channels: int = 3) -> None:
         super().__init__(image_channels, image_channels, factor=1)
 
-    def _encode(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _encode(self, images: Tensor, generator: Randomness) -> Tensor:
         return images
 
     def _decode(self, latents: Tensor) -> Tensor:

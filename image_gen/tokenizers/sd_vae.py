@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.errors import CheckpointError
-from image_gen.tokenizers.base import Tokenizer
+from image_gen.tokenizers.base import Randomness, Tokenizer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -32,7 +32,7 @@ class SdVae(Tokenizer):
         self.vae = vae
         self.freeze()
 
-    def _encode(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _encode(self, images: Tensor, generator: Randomness) -> Tensor:
         return self.vae.encode(images).latent_dist.sample(generator) * SCALE
 
     def _decode(self, latents: Tensor) -> Tensor:

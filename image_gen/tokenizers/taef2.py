@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from drift_policy.errors import CheckpointError
-from image_gen.tokenizers.base import Tokenizer
+from image_gen.tokenizers.base import Randomness, Tokenizer
 
 PUBLISHED_FILE = "taef2.safetensors"
 ENCODER_FILE = "encoder.safetensors"
@@ -102,7 +102,7 @@ class Taef2(Tokenizer):
                 _load(network, _read(folder / name), folder / name)
         self.freeze()
 
-    def _encode(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _encode(self, images: Tensor, generator: Randomness) -> Tensor:
         return self.encoder((images + 1) / 2)
 
     def _decode(self, latents: Tensor) -> Tensor:

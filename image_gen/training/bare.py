@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from drift_policy.errors import ConfigurationError, UserError
+from image_gen.field_types import has_type
 from image_gen.training.config import GeneratorTrainConfig, MaeTrainConfig
 from image_gen.training.run import Surroundings, train_generator, train_mae
 
@@ -67,7 +67,7 @@ def from_values(kind: type[Config], values: Any, where: str) -> Config:
         hint, place = hints[name], f"{where}.{name}" if where else name
         if is_dataclass(hint) and isinstance(hint, type):
             filled[name] = from_values(hint, value, place)
-        elif _fits(value, hint):
+        elif has_type(value, hint):
             filled[name] = value
         else:
             raise ConfigurationError(f"{place} is {value!r}, which is no {hint}.")
@@ -75,21 +75,6 @@ def from_values(kind: type[Config], values: Any, where: str) -> Config:
         return kind(**filled)
     except TypeError as error:
         raise ConfigurationError(f"{where or 'The configuration'} is not complete: {error}.") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = get_origin(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if hint is float:
-        return type(value) in (int, float)
-    return type(value) is hint
 
 
 class PlainDisplay:

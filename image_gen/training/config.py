@@ -10,6 +10,7 @@ from drift_policy.training.logger_config import LoggerConfig
 from drift_policy.training.trainer_config import PRECISIONS, SHARDINGS
 from image_gen.guidance import GuidanceLaw
 from image_gen.memory_bank import STORAGE_TYPES
+from image_gen.models.mae import MAE_SIZES
 
 METHODS = ("drift", "flow")
 ENCODERS = ("mae", "none")
@@ -52,7 +53,7 @@ class OptimizerConfig:
     ema_decay: float = 0.999  # decay of the averaged weights that are saved and drawn from
     gradient_accumulation_steps: int = 1  # parts a step is computed in, to save memory; drift statistics are a part's
     precision: str = "float32"  # "bfloat16": networks in autocast, the drift loss in float32; "tfloat32": on GPUs
-    activation_checkpointing: bool = False  # recompute the generator's blocks in the backward pass: less memory
+    activation_checkpointing: bool = False  # recompute the network's blocks in the backward pass: less memory
     compile: bool = False  # torch.compile the network and the drift loss; costs minutes at the start
     sharding: str = "none"  # "fsdp2": several processes share one copy of weights, gradients and moments
     num_threads: int | None = None  # CPU threads; null leaves PyTorch's choice
@@ -132,7 +133,7 @@ class DriftConfig:
 class MaeRecipe:
     """A masked autoencoder and its training (appendix A.4)."""
 
-    model: dict[str, Any] = field(default_factory=lambda: {"name": "digits_tiny"})  # size and changes of MaeConfig
+    model: dict[str, Any] = field(default_factory=dict)  # `name` of a size, and changes of its MaeConfig
     batch_size: int = 128  # images a step, over all processes
     mask_ratio: float = 0.5  # probability that a patch is hidden
     classification_weight: float = 0.1  # weight of the classifier's loss at the end of the training
@@ -149,6 +150,33 @@ class MaeRecipe:
 
 
 @dataclass
+class OwnEncoderConfig:
+    """A network of the user as an encoder, such as SimCLR's or MoCo's; images are in [0, 1] before normalisation."""
+
+    factory: str | None = None  # "module:function" that returns the network; null is none
+    weights: str | None = None  # safetensors file with its tensors; null keeps those that the function gave it
+    layers: list[str] = field(default_factory=list)  # names of its modules whose outputs are compared
+    image_size: int | None = None  # side in pixels that images are resized to; null keeps them
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])  # subtracted from each channel
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])  # each channel is divided by it
+
+    def __post_init__(self) -> None:
+        require(
+            self.factory is None or len(self.layers) > 0,
+            f"feature.own.factory={self.factory} needs feature.own.layers=[...]: modules whose outputs are compared.",
+        )
+        require(
+            self.factory is not None or (self.weights is None and not self.layers),
+            "feature.own.weights and feature.own.layers are of a network: set feature.own.factory=module:function.",
+        )
+        require(
+            len(self.mean) == len(self.std) and all(value > 0 for value in self.std),
+            "feature.own.mean and feature.own.std must hold a number for each channel, those of std positive, but are "
+            f"{self.mean} and {self.std}.",
+        )
+
+
+@dataclass
 class FeatureConfig:
     """The features in which generated and real images are compared."""
 
@@ -156,6 +184,7 @@ class FeatureConfig:
     mae: str | None = None  # folder or hf://name of a masked autoencoder; null trains `mae_training` on the data first
     mae_training: MaeRecipe = field(default_factory=MaeRecipe)  # used if `mae` is null
     convnext: str | None = None  # folder or hub name of ConvNeXt-V2, a second encoder; latents are decoded for it
+    own: OwnEncoderConfig = field(default_factory=OwnEncoderConfig)  # one more encoder; latents are decoded for it
     compare_input: bool = True  # whether the flattened images or latents count as one more feature
     every_k_block: int = 2  # residual blocks whose output counts; 0 takes none
     use_mean: bool = True  # mean over all positions
@@ -163,6 +192,7 @@ class FeatureConfig:
     patch_mean_size: list[int] = field(default_factory=lambda: [2, 4])  # sides of windows whose mean counts
     patch_std_size: list[int] = field(default_factory=lambda: [2, 4])  # sides of those whose standard deviation does
     chunk_size: int | None = None  # real images that go through the encoder at once; null is all
+    activation_checkpointing: bool = False  # recompute the MAE's blocks in the generator's backward pass: less memory
 
     def __post_init__(self) -> None:
         require(
@@ -173,8 +203,9 @@ class FeatureConfig:
             f"feature.chunk_size must be null or at least 1, but is {self.chunk_size}.",
         )
         require(
-            self.encoder != "none" or self.compare_input,
-            "feature.encoder=none and feature.compare_input=false leave no feature: change one of them.",
+            self.encoder != "none" or self.compare_input or self.convnext is not None or self.own.factory is not None,
+            "feature.encoder=none, feature.compare_input=false, feature.convnext=null and feature.own.factory=null "
+            "leave no feature: change one.",
         )
 
 
@@ -240,3 +271,10 @@ class GeneratorTrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}, but is {self.method!r}.")
+        trains_mae = self.method == "drift" and self.feature.encoder == "mae" and self.feature.mae is None
+        require(
+            not trains_mae or "name" in self.feature.mae_training.model,
+            "feature.mae=null trains a masked autoencoder first, but the chosen model has no recipe for one: give "
+            "feature.mae=<folder or hf://name>, or choose a recipe by mae@feature.mae_training=... "
+            f"({', '.join(MAE_SIZES)}).",
+        )

@@ -23,7 +23,7 @@ from image_gen.feature_loss import (
     target_features,
 )
 from image_gen.feature_maps import Features
-from image_gen.memory_bank import MemoryBank
+from image_gen.memory_bank import Draws, MemoryBank
 from image_gen.models import DiT
 from image_gen.training.config import DriftConfig, FeatureConfig
 from image_gen.training.objective import Objective
@@ -57,13 +57,13 @@ class LossOfFeatures(Protocol):
 
 
 class DriftStep(NamedTuple):
-    """What a step needs, over all processes."""
+    """What a step needs, over all processes; real samples are read from the queues when their labels' turn comes."""
 
     number: int
     class_ids: Tensor  # [N_c]
     cfg_scale: Tensor  # [N_c]
-    positives: Tensor  # [N_c, N_pos, C, H, W]
-    unconditional: Tensor | None  # [N_c, N_unc, C, H, W]
+    positives: Draws  # N_pos for each of N_c labels
+    unconditional: Draws | None  # N_unc for each of N_c labels
 
 
 def drifting_loss(
@@ -152,7 +152,7 @@ class DriftObjective(Objective[DiT, DriftStep]):
             self.bank.push(*self._stream.all(number))
 
     def begin(self, step: int) -> DriftStep:
-        """Push the newest real samples, take their classes as labels, and draw from the queues."""
+        """Push the newest real samples, take their classes as labels, and draw from the queues for all of them."""
         config = self._config
         samples, class_ids = self._stream.all(step + config.bank.fill_steps)
         self.bank.push(samples, class_ids)
@@ -168,18 +168,18 @@ class DriftObjective(Objective[DiT, DriftStep]):
     def loss(self, module: nn.Module, step: DriftStep, rows: slice) -> tuple[Tensor, Metrics]:
         """Return the sum over features of the drifting loss of some labels."""
         device = step.class_ids.device
-        neg = None if step.unconditional is None else step.unconditional[rows].to(device)
+        positives = step.positives.samples(rows).to(device)
         targets = target_features(
             self.features.features,
-            step.positives[rows].to(device),
-            neg,
+            positives,
+            None if step.unconditional is None else step.unconditional.samples(rows).to(device),
             chunk_size=self._feature_config.chunk_size,
         )
         gen = self.generate(module, step, rows)
         result = self._loss_of_features(
             self.features, gen, targets, step.cfg_scale[rows], self._config, self._feature_config.compare_input
         )
-        return result.total, _metrics(result, gen.detach(), step.positives[rows])
+        return result.total, _metrics(result, gen.detach(), positives)
 
     def generate(self, module: nn.Module, step: DriftStep, rows: slice) -> Tensor:
         """Draw the generated samples of some labels, [labels, N_gen, C, H, W]."""
@@ -226,5 +226,5 @@ def _metrics(result: FeatureLoss, gen: Tensor, positives: Tensor) -> Metrics:
         metrics["scale"] = result.infos[INPUT_FEATURE]["scale"]
     # Of the pixels or latents, between samples of one label: real samples show what it shall become.
     metrics["spread"] = gen.std(dim=1, correction=0).mean()
-    metrics["spread_real"] = positives.float().std(dim=1, correction=0).mean().to(gen.device)
+    metrics["spread_real"] = positives.std(dim=1, correction=0).mean()
     return metrics

@@ -52,4 +52,5 @@ class SampleGrid:
             return build_tokenizer(samples.tokenizer, samples.tokenizer_weights, channels)
         except UserError as error:  # training on latents does not need what decodes them
             self._say(f"samples  no pictures while training: {error}")
+            self._say("         give dataset.tokenizer_weights=<folder> to have them")
             return None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import ConfigurationError, require
 from image_gen.encoders.base import CombinedFeatures, DecodedFeatures, FeatureExtractor
 from image_gen.encoders.mae import MaeFeatures
+from image_gen.encoders.own import load_own_encoder
 from image_gen.feature_maps import FeatureSettings
 from image_gen.models import MAE, DiT, build_generator, build_mae
 from image_gen.tokenizers import build_tokenizer
-from image_gen.training.config import FeatureConfig
+from image_gen.training.config import FeatureConfig, OwnEncoderConfig
 from image_gen.training.drift_objective import InputFeatures
 from image_gen.training.samples import RealSamples
 
@@ -54,9 +55,17 @@ def features_for(samples: RealSamples, config: FeatureConfig, mae: MAE | None) -
         mae: the trained autoencoder; None with encoder "none".
 
     Raises:
-        ConfigurationError: an autoencoder of another space, or ConvNeXt-V2 on grey images.
-        CheckpointError: the weights of ConvNeXt-V2 are missing.
+        ConfigurationError: an autoencoder of another space, ConvNeXt-V2 on grey images, or an own encoder that cannot
+            be built or takes other channels.
+        CheckpointError: the weights of ConvNeXt-V2 or of the own encoder are missing or damaged.
     """
+    settings = FeatureSettings(
+        every_k_block=config.every_k_block,
+        use_mean=config.use_mean,
+        use_std=config.use_std,
+        patch_mean_size=list(config.patch_mean_size),
+        patch_std_size=list(config.patch_std_size),
+    )
     extractors: list[FeatureExtractor] = []
     if mae is not None:
         channels = samples.sample_shape[0]
@@ -65,16 +74,12 @@ def features_for(samples: RealSamples, config: FeatureConfig, mae: MAE | None) -
                 f"The MAE takes {mae.config.in_channels} channels, but the data have {channels}: give an MAE that was "
                 "trained in the same space, feature.mae=... ."
             )
-        settings = FeatureSettings(
-            every_k_block=config.every_k_block,
-            use_mean=config.use_mean,
-            use_std=config.use_std,
-            patch_mean_size=list(config.patch_mean_size),
-            patch_std_size=list(config.patch_std_size),
-        )
+        mae.encoder.activation_checkpointing = config.activation_checkpointing
         extractors.append(MaeFeatures(mae, settings))
     if config.convnext is not None:
         extractors.append(_convnext_for(samples, config.convnext))
+    if config.own.factory is not None:
+        extractors.append(_own_for(samples, config.own, settings))
     if not extractors:
         return InputFeatures()
     return extractors[0] if len(extractors) == 1 else CombinedFeatures(extractors)
@@ -82,8 +87,7 @@ def features_for(samples: RealSamples, config: FeatureConfig, mae: MAE | None) -
 
 def _convnext_for(samples: RealSamples, weights: str) -> FeatureExtractor:
     """Return ConvNeXt-V2, behind the decoder of the space where the generator draws latents."""
-    is_pixels = samples.tokenizer == "pixels"
-    if is_pixels and samples.sample_shape[0] != 3:
+    if samples.tokenizer == "pixels" and samples.sample_shape[0] != 3:
         raise ConfigurationError(
             f"feature.convnext takes colour images, but the data have {samples.sample_shape[0]} channel(s): set "
             "feature.convnext=null."
@@ -92,9 +96,35 @@ def _convnext_for(samples: RealSamples, weights: str) -> FeatureExtractor:
     from image_gen.encoders.convnext import load_convnext_v2
 
     convnext = load_convnext_v2(weights)
-    if is_pixels:
-        return convnext
-    return DecodedFeatures(build_tokenizer(samples.tokenizer, samples.tokenizer_weights), convnext)
+    return _behind_decoder(samples, convnext)
+
+
+def _own_for(samples: RealSamples, own: OwnEncoderConfig, settings: FeatureSettings) -> FeatureExtractor:
+    """Return the network of the user, behind the decoder of the space where the generator draws latents."""
+    channels = samples.sample_shape[0] if samples.tokenizer == "pixels" else 3
+    require(
+        len(own.mean) == channels,
+        f"feature.own.mean and feature.own.std hold {len(own.mean)} number(s), but images of the data have {channels} "
+        "channel(s): give one for each.",
+    )
+    assert own.factory is not None  # the caller has asked
+    encoder = load_own_encoder(
+        own.factory,
+        own.weights,
+        own.layers,
+        image_size=own.image_size,
+        mean=own.mean,
+        std=own.std,
+        settings=settings,
+    )
+    return _behind_decoder(samples, encoder)
+
+
+def _behind_decoder(samples: RealSamples, encoder: FeatureExtractor) -> FeatureExtractor:
+    """Let an encoder of images take what the generator draws."""
+    if samples.tokenizer == "pixels":
+        return encoder
+    return DecodedFeatures(build_tokenizer(samples.tokenizer, samples.tokenizer_weights), encoder)
 
 
 def _name_and_changes(values: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

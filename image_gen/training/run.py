@@ -17,6 +17,7 @@ from torch import nn
 from drift_policy.device import choose_device
 from drift_policy.errors import RunStoppedError
 from drift_policy.manifest import describe_run, write_json
+from drift_policy.training.folder_guard import OTHER_NAME
 from drift_policy.training.interrupt import TrainingInterruptedError
 from drift_policy.training.parallel import Processes, start_processes
 from drift_policy.training.stepped_training import Display
@@ -33,10 +34,19 @@ from image_gen.training.loop import TrainingLoop
 from image_gen.training.mae_objective import MaeObjective
 from image_gen.training.networks import features_for, generator_for, mae_for
 from image_gen.training.objective import Objective
-from image_gen.training.run_folder import check_folder, check_settings, course_of, record_settings, run_folder
+from image_gen.training.run_folder import check_settings, claimed, course_of, record_settings, run_folder
 from image_gen.training.samples import RealSamples, SampleStream, open_samples
 
 Network = TypeVar("Network", DiT, MAE)
+# Of the masked autoencoder that is trained before a generator: its name is not the user's to choose.
+_OTHER_MAE = (
+    "It holds the masked autoencoder that feature.mae=null uses; its settings mae.* are set by feature.mae_training.*. "
+    "Leave them as they were, delete {folder} to train it anew, or train another by image_gen/train_mae.py ... "
+    "name=... and give its folder, feature.mae=... ."
+)
+_BUSY_MAE = (
+    "this run needs that masked autoencoder. Start again when it is trained, or give another, feature.mae=<folder>."
+)
 PlotCurves = Callable[[Path, Path, str], None]  # metrics.csv, picture, title
 
 
@@ -79,11 +89,20 @@ def train_generator(
     say(f"run      {run_folder(config)}")
     say(f"data     {len(samples.dataset)} samples {list(samples.sample_shape)} of {samples.num_classes} classes")
     say(f"network  {_millions(described)}, {config.method}, on {_describe(processes)}")
-    with processes.agreed():
-        if processes.is_main:
-            store = CheckpointStore(run_folder(config))
-            check_folder(run_folder(config), store, config.resume)
-    mae = _find_mae(config, around, processes, say) if config.method == "drift" else None
+    with claimed(config, processes):
+        _train_generator(config, samples, around, processes, say, loss)
+    return run_folder(config)
+
+
+def _train_generator(
+    config: GeneratorTrainConfig,
+    samples: RealSamples,
+    around: Surroundings,
+    processes: Processes,
+    say: Callable[[str], None],
+    loss: LossOfFeatures,
+) -> None:
+    mae = _find_mae(config, samples, around, processes, say) if config.method == "drift" else None
     torch.manual_seed(config.seed)
     network = generator_for(samples, config.model).to(processes.device)
     network.activation_checkpointing = config.trainer.activation_checkpointing
@@ -107,11 +126,18 @@ def train_generator(
     }
     grid = SampleGrid(run_folder(config), samples, config.picture, config.method, say)
     _run(config, samples, objective, metadata, around, grid.draw)
-    return run_folder(config)
 
 
-def train_mae(config: MaeTrainConfig, around: Surroundings, processes: Processes | None = None) -> Path:
+def train_mae(
+    config: MaeTrainConfig, around: Surroundings, processes: Processes | None = None, if_busy: str = OTHER_NAME
+) -> Path:
     """Train a masked autoencoder and return the folder of the run.
+
+    Args:
+        config: the whole configuration.
+        around: what the program gives.
+        processes: who trains together; started here if absent.
+        if_busy: what to do if another process trains in that folder, for the message; see `claimed_folder`.
 
     Raises:
         UserError: anything the user has to change; nothing already written is lost.
@@ -122,14 +148,13 @@ def train_mae(config: MaeTrainConfig, around: Surroundings, processes: Processes
     torch.manual_seed(config.seed)
     with processes.agreed():
         network = mae_for(samples, config.mae.model).to(processes.device)
+    network.encoder.activation_checkpointing = config.trainer.activation_checkpointing
     say(f"MAE      {_millions(network)}, on {_describe(processes)}, in {run_folder(config)}")
-    with processes.agreed():
-        if processes.is_main:
-            check_folder(run_folder(config), CheckpointStore(run_folder(config)), config.resume)
-    stream = SampleStream(samples, config.mae.batch_size, config.seed, processes, config.dataset.num_workers)
-    objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)
     metadata: dict[str, object] = {"dataset": config.dataset.name, "tokenizer": samples.tokenizer, "seed": config.seed}
-    _run(config, samples, objective, metadata, around, draw=None)
+    with claimed(config, processes, if_busy):
+        stream = SampleStream(samples, config.mae.batch_size, config.seed, processes, config.dataset.num_workers)
+        objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)
+        _run(config, samples, objective, metadata, around, draw=None)
     return run_folder(config)
 
 
@@ -178,7 +203,11 @@ def _drift_objective(
 
 
 def _find_mae(
-    config: GeneratorTrainConfig, around: Surroundings, processes: Processes, say: Callable[[str], None]
+    config: GeneratorTrainConfig,
+    samples: RealSamples,
+    around: Surroundings,
+    processes: Processes,
+    say: Callable[[str], None],
 ) -> MAE | None:
     """Load the masked autoencoder, or train it first; a finished one of the same settings is used again."""
     if config.feature.encoder == "none":
@@ -198,12 +227,14 @@ def _find_mae(
     folder = run_folder(mae_config)
     store = CheckpointStore(folder)
     begun = store.has_last()
+    if begun:
+        with processes.agreed():
+            check_settings(folder, course_of(mae_config, samples.facts), _OTHER_MAE.format(folder=folder))
     if begun and store.read_state().step >= recipe.trainer.num_steps:
-        check_settings(folder, course_of(mae_config, _open(mae_config, processes).facts))
         say(f"MAE      {folder}, trained before")
     else:
         say("MAE      none was given (feature.mae=...), so one is trained on the same data first")
-        train_mae(replace(mae_config, resume=begun), around, processes)
+        train_mae(replace(mae_config, resume=begun), around, processes, _BUSY_MAE)
     processes.wait()
     return load_mae(folder)
 

@@ -3,20 +3,46 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from drift_policy.errors import CheckpointError, ConfigurationError, UserError
+from drift_policy.errors import CheckpointError
 from drift_policy.manifest import write_json
+from drift_policy.training.folder_guard import OTHER_NAME, claimed_folder, differing_settings, refuse_changes
+from drift_policy.training.parallel import Processes
 from image_gen.training.checkpoint import CheckpointStore
-from image_gen.training.config import RunConfig
+from image_gen.training.config import (
+    DataConfig,
+    DriftConfig,
+    FeatureConfig,
+    MaeRecipe,
+    OptimizerConfig,
+    RunConfig,
+)
 
 SETTINGS_FILE = "settings.json"
 # Settings that may change between the parts of a resumed run: they say where and how long, not what is computed.
 _FREE = ("resume", "logger", "output", "device", "write_config", "picture")
 _FREE_OF_TRAINER = ("num_steps", "max_seconds", "sharding", "num_threads", "log_every", "sample_every")
+# Stored, and free all the same: where files lie (what is in them is compared as `data`), and how memory is saved.
+_WITHOUT_EFFECT = (
+    "dataset.path",
+    "dataset.latents",
+    "dataset.tokenizer_weights",
+    "feature.activation_checkpointing",
+    "trainer.activation_checkpointing",
+    "mae.trainer.activation_checkpointing",
+)
+_SECTIONS = {
+    "dataset": DataConfig,
+    "drift": DriftConfig,
+    "feature": FeatureConfig,
+    "trainer": OptimizerConfig,
+    "mae": MaeRecipe,
+}
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -24,23 +50,20 @@ def run_folder(config: RunConfig) -> Path:
     return Path(config.output) / config.dataset.name / config.name
 
 
-def check_folder(run_dir: Path, store: CheckpointStore, resume: bool) -> None:
-    """Require a run to go on with, or none, and make the folder.
+@contextmanager
+def claimed(config: RunConfig, processes: Processes, if_busy: str = OTHER_NAME) -> Iterator[None]:
+    """Hold the folder of a run; the first process does so for all.
 
     Raises:
-        UserError: it holds a run and `resume` is not set, or the other way round, or it cannot be written.
+        UserError: see `claimed_folder`.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"The folder {run_dir} cannot be written ({error}): choose another, output=... .") from error
-    if resume and not store.has_last():
-        raise UserError(f"There is nothing to resume in {run_dir}: leave out resume=true, or check name=.")
-    if not resume and store.has_last():
-        raise UserError(
-            f"{run_dir} already holds a run. Go on with it by the same command and resume=true, or give the new run "
-            "another name: name=... ."
-        )
+    run_dir = run_folder(config)
+    with ExitStack() as claim:
+        with processes.agreed():
+            if processes.is_main:
+                has_run, how = CheckpointStore(run_dir).has_last, "the same command with resume=true"
+                claim.enter_context(claimed_folder(run_dir, has_run, config.resume, how, if_busy))
+        yield
 
 
 def record_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
@@ -48,8 +71,15 @@ def record_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
     write_json(run_dir / SETTINGS_FILE, dict(settings))
 
 
-def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
+def check_settings(run_dir: Path, settings: Mapping[str, Any], advice: str | None = None) -> None:
     """Compare the settings of a run with those it was started with.
+
+    A setting that an older release did not store was at its default then: a new one's default is what was done before.
+
+    Args:
+        run_dir: the folder of the run.
+        settings: `course_of` today.
+        advice: what to do if they differ; see `refuse_changes`.
 
     Raises:
         ConfigurationError: the run to resume was started with other settings or other data.
@@ -60,12 +90,10 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
         before = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}), so the run cannot be resumed.") from error
-    changed = _differences(before, json.loads(json.dumps(settings)))
-    if changed:
-        raise ConfigurationError(
-            f"The run in {run_dir} was started with other values of {', '.join(changed)}. Resume it with what it was "
-            "started with, or start a new run with another name=... ."
-        )
+    now = json.loads(json.dumps(settings))
+    defaults = {name: asdict(kind()) for name, kind in _SECTIONS.items()}
+    changed = differing_settings(_completed(before, now, defaults), now)
+    refuse_changes(run_dir, [name for name in changed if name not in _WITHOUT_EFFECT], advice)
 
 
 def course_of(config: RunConfig, data_facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,11 +110,14 @@ def course_of(config: RunConfig, data_facts: Mapping[str, Any]) -> dict[str, Any
     return settings | {"data": dict(data_facts)}
 
 
-def _differences(before: Any, now: Any, prefix: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        return [
-            name
-            for key in dict.fromkeys([*before, *now])
-            for name in _differences(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
-        ]
-    return [] if before == now else [prefix]
+def _completed(before: Any, now: Any, defaults: Any) -> Any:
+    """Fill in the defaults of the settings of `now` that were not stored."""
+    if not all(isinstance(values, dict) for values in (before, now, defaults)):
+        return before
+    filled = dict(before)
+    for key, value in now.items():
+        if key in before:
+            filled[key] = _completed(before[key], value, defaults.get(key))
+        elif key in defaults:
+            filled[key] = defaults[key]
+    return filled

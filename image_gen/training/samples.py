@@ -6,7 +6,7 @@ Which samples a step sees, and their random crops, are functions of the seed and
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -18,10 +18,15 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from drift_policy.errors import ConfigurationError
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import batch_indices
-from image_gen.data.latents import CachedLatents
-from image_gen.tokenizers import Tokenizer, build_tokenizer
+from image_gen.data.latents import CachedLatents, CacheIndex
+from image_gen.tokenizers import Tokenizer
 from image_gen.training.config import DataConfig
-from image_gen.training.schedule import row_generator
+from image_gen.training.schedule import LATENTS, row_generator
+
+# Settings of the data -> what a cache calls them.
+_OF_CACHE = {"name": "dataset", "split": "split", "image_size": "image_size", "tokenizer": "tokenizer"}
+# Tokenizers come with data sets and models, so that a value alone does not tell who chose it.
+_CHOSEN_UNLESS_DEFAULT = ("name", "split", "image_size")
 
 
 class LabelledSamples(Protocol):
@@ -66,35 +71,60 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         return _open_latents(config, seed)
     # Imported here: cached latents need no image decoder.
     from image_gen.data.base import TransformedImages
-    from image_gen.data.build import DATASETS, build_image_set
+    from image_gen.data.source import open_source
     from image_gen.data.transforms import ImageTransform
 
-    images = build_image_set(config.name, config.split, config.path)
-    size = config.image_size or DATASETS[config.name].image_size
-    if size is None:
-        raise ConfigurationError(f"dataset.name={config.name} has no size of its own: set dataset.image_size=... .")
-    tokenizer = build_tokenizer(config.tokenizer, config.tokenizer_weights, images.channels)
-    if size % tokenizer.factor:
-        raise ConfigurationError(
-            f"dataset.image_size={size} must be a multiple of {tokenizer.factor}, the step of the tokenizer "
-            f"{config.tokenizer}."
-        )
-    side = size // tokenizer.factor
-    return RealSamples(
-        dataset=TransformedImages(images, ImageTransform(size, crop=config.crop, flip=config.flip), seed),
-        class_names=images.class_names,
-        sample_shape=(tokenizer.latent_channels, side, side),
+    source = open_source(
+        config.name,
+        config.split,
+        config.path,
+        image_size=config.image_size,
         tokenizer=config.tokenizer,
         tokenizer_weights=config.tokenizer_weights,
-        encoder=None if config.tokenizer == "pixels" else tokenizer,
+        prefix="dataset.",
+    )
+    images, transform = source.images, ImageTransform(source.image_size, crop=config.crop, flip=config.flip)
+    return RealSamples(
+        dataset=TransformedImages(images, transform, seed),
+        class_names=images.class_names,
+        sample_shape=source.latent_shape,
+        tokenizer=config.tokenizer,
+        tokenizer_weights=config.tokenizer_weights,
+        encoder=None if config.tokenizer == "pixels" else source.tokenizer,
         facts={"name": config.name, "split": config.split, "images": len(images), "classes": images.num_classes},
     )
+
+
+def check_cache(config: DataConfig, index: CacheIndex, settings: Iterable[str]) -> None:
+    """Require that settings say of the data what their cache says.
+
+    Args:
+        config: names the cache.
+        index: what is in it.
+        settings: which of dataset.* the user has chosen; of others the cache's own value is meant.
+
+    Raises:
+        ConfigurationError: one of them contradicts the cache.
+    """
+    for setting in settings:
+        if setting not in _OF_CACHE:
+            continue
+        value, held = getattr(config, setting), getattr(index, _OF_CACHE[setting])
+        # The images of a cache of any folder may go by the name of their data set.
+        if value in (held, None) or (setting, held) == ("name", "folder"):
+            continue
+        raise ConfigurationError(
+            f"dataset.{setting}={value}, but the latents in dataset.latents={config.latents} were made with "
+            f"{_OF_CACHE[setting]}={held}: set dataset.{setting}={held}, or give a cache that was made with {value}."
+        )
 
 
 def _open_latents(config: DataConfig, seed: int) -> RealSamples:
     assert config.latents is not None  # the caller has asked
     cache = CachedLatents(config.latents, seed)
     index = cache.index
+    default = DataConfig()
+    check_cache(config, index, [s for s in _CHOSEN_UNLESS_DEFAULT if getattr(config, s) != getattr(default, s)])
     for setting, changed in (("crop", config.crop != "centre"), ("flip", config.flip and not index.flip)):
         if changed:
             raise ConfigurationError(
@@ -157,8 +187,11 @@ class SampleStream:
         device = self._processes.device
         images, class_ids = images.to(device, non_blocking=True), class_ids.to(device, non_blocking=True)
         if self._encoder is not None:
-            noise = row_generator(step, self._processes.rank, self._seed, device)
-            images = self._encoder.encode(images, noise)
+            first = self._processes.rank * len(images)
+            rows = range(first, first + len(images))
+            images = self._encoder.encode(
+                images, [row_generator(step, row, self._seed, device, LATENTS) for row in rows]
+            )
         return images, class_ids
 
     def all(self, step: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import torch
 
 from image_gen.training.config import MaeRecipe, OptimizerConfig
 
+NOISE, LATENTS = 1, 2  # purposes of a row's random numbers: what a network is given, and latents that are drawn
 FIRST_LEARNING_RATE = 1e-6  # where the warm-up starts (released code)
 
 
@@ -28,10 +29,11 @@ def classification_weight(step: int, recipe: MaeRecipe) -> float:
     return share * recipe.classification_weight
 
 
-def row_generator(step: int, row: int, seed: int, device: torch.device | str) -> torch.Generator:
+def row_generator(step: int, row: int, seed: int, device: torch.device | str, purpose: int = NOISE) -> torch.Generator:
     """Return the source of random numbers of one row of a step's batch, on the device.
 
     Rows have sources of their own so that any number of processes, each drawing its rows alone, gives the same batch.
+    Different purposes have different numbers.
     """
-    state = np.random.SeedSequence([seed, step, row, 1]).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence([seed, step, row, purpose]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state) % 2**63)

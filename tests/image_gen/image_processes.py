@@ -8,8 +8,9 @@ from tests.helpers.image_configs import TINY_MAE, mae_config
 from tests.helpers.image_runs import quiet_surroundings, tiny_generator
 
 PARTS = ["trainer.gradient_accumulation_steps=2"]
+FSDP2 = ["trainer.sharding=fsdp2", "trainer.activation_checkpointing=true", "feature.activation_checkpointing=true"]
 # Name -> settings; all go on from a run of one process.
-RUNS = {"ddp": [], "fsdp2": ["trainer.sharding=fsdp2"], "parts": PARTS, "flow": ["method=flow"]}
+RUNS = {"ddp": [], "fsdp2": FSDP2, "parts": PARTS, "flow": ["method=flow"]}
 MAE_RUNS = {"mae": "none", "mae_fsdp2": "fsdp2"}
 FIRST_STEPS, ALL_STEPS = 12, 15
 
@@ -24,6 +25,7 @@ def perform_mae(folder: Path, name: str, sharding: str) -> None:
     """Train an autoencoder."""
     settings = ["mae.trainer.num_steps=4", "mae.trainer.num_threads=1", "mae.batch_size=8", "device=cpu"]
     own = [f"output={folder}", f"name={name}", f"mae.trainer.sharding={sharding}", "mae.classification_steps=2"]
+    own.append(f"mae.trainer.activation_checkpointing={str(sharding != 'none').lower()}")
     train_mae(mae_config(*settings, *own, *(f"+mae.model.{text}" for text in TINY_MAE)), quiet_surroundings())
 
 

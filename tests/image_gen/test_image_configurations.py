@@ -6,19 +6,21 @@ from typing import Any
 import pytest
 
 from drift_policy.errors import ConfigurationError
+from image_gen.data.transforms import ImageTransform
 from image_gen.models.dit import GENERATOR_SIZES
 from image_gen.models.mae import MAE_SIZES
 from image_gen.training.bare import from_values
 from image_gen.training.config import DriftConfig, GeneratorTrainConfig
 from tests.helpers.image_configs import generator_config, mae_config
 
-# dim, depth, heads, MAE, ConvNeXt, learning rate, warm-up, weight decay, steps, N_c, N_pos, N_gen, N_unc, k, unguided
+# dim, depth, heads, MAE, ConvNeXt, learning rate, warm-up, weight decay, steps, N_c, N_pos, N_gen, N_unc, k, unguided,
+# push
 GENERATORS: dict[str, tuple[Any, ...]] = {
-    "ablation": (768, 12, 12, "mae_latent_256", False, 2e-4, 5000, 0.01, 30000, 64, 64, 64, 16, 3, 0),
-    "latent_B": (768, 12, 12, "mae_latent_640", False, 4e-4, 10000, 0.0, 200000, 128, 64, 64, 32, 5, 0),
-    "latent_L": (1024, 24, 16, "mae_latent_640", False, 4e-4, 10000, 0.01, 200000, 128, 64, 64, 32, 3, 0.5),
-    "pixel_B": (768, 12, 12, "mae_pixel_640", True, 2e-4, 10000, 0.01, 100000, 128, 128, 64, 32, 5, 0),
-    "pixel_L": (1024, 24, 16, "mae_pixel_640", True, 4e-4, 10000, 0.01, 100000, 128, 128, 64, 32, 5, 0),
+    "ablation": (768, 12, 12, "mae_latent_256", False, 2e-4, 5000, 0.01, 30000, 64, 64, 64, 16, 3, 0, 64),
+    "latent_B": (768, 12, 12, "mae_latent_640", False, 4e-4, 10000, 0.0, 200000, 128, 64, 64, 32, 5, 0, 128),
+    "latent_L": (1024, 24, 16, "mae_latent_640", False, 4e-4, 10000, 0.01, 200000, 128, 64, 64, 32, 3, 0.5, 128),
+    "pixel_B": (768, 12, 12, "mae_pixel_640", True, 2e-4, 10000, 0.01, 100000, 128, 128, 64, 32, 5, 0, 128),
+    "pixel_L": (1024, 24, 16, "mae_pixel_640", True, 4e-4, 10000, 0.01, 100000, 128, 128, 64, 32, 5, 0, 128),
 }
 # width, steps, steps with classifier
 AUTOENCODERS = {
@@ -51,16 +53,19 @@ def test_generators_have_the_released_settings(name: str) -> None:
         drift.unconditional_per_label,
         drift.guidance.exponent,
         drift.guidance.unguided_share,
+        drift.bank.push_per_step,
     ) == GENERATORS[name]
     assert (drift.guidance.minimum, drift.guidance.maximum) == (1, 4)
     assert (drift.temperatures, drift.affinity_floor) == ([0.02, 0.05, 0.2], 1e-6)
-    assert (drift.bank.class_capacity, drift.bank.unconditional_capacity) == (128, 1000)
+    assert (drift.bank.class_capacity, drift.bank.unconditional_capacity, drift.bank.fill_steps) == (128, 1000, 3000)
     assert (trainer.betas, trainer.gradient_clip, trainer.ema_decay) == ([0.9, 0.95], 2.0, 0.999)
     assert (trainer.precision, config.feature.every_k_block) == ("bfloat16", 2)
     space = name.partition("_")[0]
     assert config.dataset.tokenizer == ("pixels" if space == "pixel" else "sd_vae")
     assert config.dataset.crop == ("random_resized" if space == "pixel" else "centre")
     assert config.dataset.flip
+    # Random rectangles have 20 % to 100 % of the area; no configuration changes it.
+    assert ImageTransform(256, config.dataset.crop).min_area == 0.2
     assert (size.in_channels, size.input_size, size.patch_size) == ((3, 256, 16) if space == "pixel" else (4, 32, 2))
 
 
@@ -95,6 +100,10 @@ def test_every_configuration_composes() -> None:
         ("drift.labels_per_step=65", "push_per_step=64"),
         ("drift.unconditional_per_label=0", "nothing to guide"),
         ("feature.encoder=moco", "feature.encoder must be one of mae, none"),
+        ("feature.mae=null", r"give feature\.mae=.*mae@feature\.mae_training=\.\.\. \(latent_256, latent_640"),
+        ("feature.own.factory=a:b", r"feature\.own\.factory=a:b needs feature\.own\.layers"),
+        ("feature.own.layers=[a]", r"set feature\.own\.factory"),
+        ("feature.own.std=[1,0,1]", r"feature\.own\.std must hold"),
         ("method=gan", "method must be one of drift, flow"),
         ("trainer.precision=int8", "trainer.precision"),
         ("drift.bank.storage=int4", "storage"),
@@ -105,7 +114,21 @@ def test_every_configuration_composes() -> None:
 )
 def test_settings_that_cannot_work_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        generator_config("dataset=imagenet256", "drift.bank.push_per_step=64", override)
+        generator_config("dataset=imagenet256", "model=ablation", override)
+
+
+def test_a_recipe_of_an_autoencoder_can_be_chosen() -> None:
+    chosen = ["model=latent_B", "feature.mae=null", "mae@feature.mae_training=latent_256"]
+    recipe = generator_config("dataset=imagenet256", *chosen).feature.mae_training
+    assert (recipe.model, recipe.batch_size) == ({"name": "latent_256"}, 8192)
+    assert generator_config("dataset=imagenet256", "model=latent_B", "feature.mae=null", "method=flow").method == "flow"
+
+
+def test_an_encoder_beside_the_autoencoder_is_feature_enough() -> None:
+    alone = ["feature.encoder=none", "feature.compare_input=false"]
+    assert generator_config(*alone, "feature.convnext=folder").feature.convnext == "folder"
+    with pytest.raises(ConfigurationError, match="leave no feature"):
+        generator_config(*alone)
 
 
 def test_configurations_survive_json_without_other_packages() -> None:

@@ -14,10 +14,12 @@ from image_gen.encoders.base import CombinedFeatures, DecodedFeatures, FeatureEx
 from image_gen.encoders.convnext import ConvNextV2Features, load_convnext_v2
 from image_gen.encoders.hooked import HookedFeatures, Preprocessing
 from image_gen.encoders.mae import MaeFeatures
+from image_gen.encoders.own import load_own_encoder
 from image_gen.feature_loss import feature_drift_loss, target_features
 from image_gen.feature_maps import FeatureSettings
 from image_gen.tokenizers.base import Tokenizer
 from tests.helpers.image_models import small_mae
+from tests.helpers.own_encoder import tiny
 
 
 class Tokens(nn.Module):
@@ -159,3 +161,41 @@ def test_absent_convnext_weights_are_explained(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="needs the package transformers")
     with pytest.raises(CheckpointError, match="hf download facebook/convnextv2-base-22k-224"):
         load_convnext_v2(tmp_path)
+
+
+GREY: dict[str, Any] = {"image_size": None, "mean": [0.5], "std": [0.5]}
+TINY = "tests.helpers.own_encoder:tiny"
+
+
+def test_a_network_of_the_user_gives_features_of_its_own_weights(tmp_path: Path) -> None:
+    weights = {name: torch.randn_like(tensor) for name, tensor in tiny().state_dict().items()}
+    save_file(weights, tmp_path / "tiny.safetensors")
+    encoder = load_own_encoder(TINY, tmp_path / "tiny.safetensors", ["0", "2"], **GREY)
+    plain = tiny()
+    plain.load_state_dict(weights)
+    x = torch.rand(2, 1, 8, 8) * 2 - 1
+    with torch.no_grad():
+        expected = plain(x).flatten(2).transpose(1, 2)  # (x + 1) / 2 with mean and deviation 0.5 is x
+    features = encoder.features(x)
+    torch.testing.assert_close(features["own.2"], expected)
+    assert "own.0_mean" in features
+
+
+def test_networks_and_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    for factory, message in (
+        ("tests.helpers.own_encoder", "give module:function"),
+        ("no_such_module:tiny", "cannot be imported"),
+        ("tests.helpers.own_encoder:absent", "has no absent"),
+        ("tests.helpers.own_encoder:number", "returned int; expected a torch.nn.Module"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            load_own_encoder(factory, None, ["0"], **GREY)
+    with pytest.raises(CheckpointError, match="is missing"):
+        load_own_encoder(TINY, tmp_path / "absent.safetensors", ["0"], **GREY)
+    (tmp_path / "damaged.safetensors").write_bytes(b"12345678910")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_own_encoder(TINY, tmp_path / "damaged.safetensors", ["0"], **GREY)
+    tensors = tiny().state_dict()
+    save_file({"0.weight": tensors["0.weight"]}, tmp_path / "part.safetensors")
+    with pytest.raises(CheckpointError, match=r"0\.bias is missing, unknown or of another shape \(3 in all\)"):
+        load_own_encoder(TINY, tmp_path / "part.safetensors", ["0"], **GREY)

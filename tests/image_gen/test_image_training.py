@@ -4,23 +4,31 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from torch.utils.checkpoint import checkpoint
 
 from drift_policy.drift import drift_loss
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
+from drift_policy.training.folder_guard import claimed_folder
 from image_gen import load_generator, load_mae
 from image_gen.data.cache_latents import CacheConfig, cache_latents
-from image_gen.models import DiT
+from image_gen.data.latents import CacheIndex, shard_path
+from image_gen.models import DiT, mae_encoder
 from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
 from image_gen.training.bare import write_config
+from image_gen.training.config import DataConfig
+from image_gen.training.program import run_program as train_program
 from image_gen.training.run import train_generator
+from image_gen.training.run_folder import run_folder
+from image_gen.training.samples import open_samples
 from image_gen.training.schedule import classification_weight, learning_rate, row_generator
-from tests.helpers.image_configs import mae_config
+from tests.helpers.image_configs import generator_config, mae_config
 from tests.helpers.image_runs import (
     STATE,
     largest_difference,
@@ -67,8 +75,42 @@ def test_without_an_autoencoder_one_is_trained_and_used_again(tmp_path: Path) ->
     said.clear()
     train_tiny(tmp_path, "trainer.num_steps=1", "name=second", said=said)
     assert any("trained before" in line for line in said)
-    with pytest.raises(ConfigurationError, match=r"mae\.batch_size"):
+    with pytest.raises(ConfigurationError, match=r"mae\.batch_size.*give its folder, feature\.mae="):
         train_tiny(tmp_path, "name=third", "feature.mae_training.batch_size=4")
+
+
+def test_folders_of_running_trainings_are_refused(tmp_path: Path) -> None:
+    config = tiny_generator(tmp_path)
+    with (
+        claimed_folder(run_folder(config), lambda: False, False, ""),
+        pytest.raises(UserError, match=r"Another process is training in .*run: give this run another name"),
+    ):
+        train_generator(config, quiet_surroundings())
+    with (
+        claimed_folder(mae_of(run_folder(config)), lambda: False, False, ""),
+        pytest.raises(UserError, match=r"training in .*mae_digits_tiny_seed0: this run needs that .* feature\.mae="),
+    ):
+        train_generator(config, quiet_surroundings())
+    train_generator(replace(config, feature=replace(config.feature, encoder="none")), quiet_surroundings())
+
+
+def test_moved_data_and_settings_of_older_releases_can_be_resumed(tmp_path: Path) -> None:
+    latent_cache(tmp_path / "cache")
+    own = ["dataset=imagenette224", "dataset.num_workers=0", "feature.encoder=none"]
+    train_tiny(tmp_path, *own, f"dataset.latents={tmp_path / 'cache'}", "trainer.num_steps=1")
+    (tmp_path / "cache").rename(tmp_path / "moved")
+    moved = [*own, f"dataset.latents={tmp_path / 'moved'}", "dataset.tokenizer_weights=elsewhere", "resume=true"]
+    path = tmp_path / "imagenette224/run/settings.json"
+    settings = json.loads(path.read_text())
+    del settings["feature"]["activation_checkpointing"], settings["drift"]["affinity_floor"]
+    path.write_text(json.dumps(settings))
+    run = train_tiny(tmp_path, *moved, "trainer.num_steps=2")
+    assert json.loads((run / "manifest.json").read_text())["training"]["steps"] == 2
+    latent_cache(tmp_path / "other", seed=1)
+    with pytest.raises(ConfigurationError, match=r"other values of data\.seed\."):
+        train_tiny(tmp_path, *moved, f"dataset.latents={tmp_path / 'other'}")
+    with pytest.raises(ConfigurationError, match=r"other values of drift\.affinity_floor\."):
+        train_tiny(tmp_path, *moved, "drift.affinity_floor=0.0")
 
 
 @pytest.mark.parametrize("limit", ["512", "0"], ids=["queues saved", "queues filled again"])
@@ -113,15 +155,39 @@ def test_every_part_of_the_objective_reaches_the_weights(tmp_path: Path, whole: 
         assert largest_difference(other, whole) > 0, override
 
 
-def test_recomputing_activations_and_smaller_chunks_change_nothing(tmp_path: Path, whole: Path) -> None:
-    own = ["trainer.activation_checkpointing=true", "feature.chunk_size=5", f"feature.mae={mae_of(whole)}"]
-    other = train_tiny(tmp_path, *own)
+def test_recomputing_activations_and_smaller_chunks_change_nothing(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputed: list[torch.nn.Module] = []
+
+    def remember(block: torch.nn.Module, *inputs: object, **options: Any) -> Any:
+        recomputed.append(block)
+        return checkpoint(block, *inputs, **options)
+
+    monkeypatch.setattr(mae_encoder, "checkpoint", remember)
+    sections = ("trainer", "feature", "feature.mae_training.trainer")
+    own = [f"{section}.activation_checkpointing=true" for section in sections]
+    other = train_tiny(tmp_path, *own, "feature.chunk_size=5")
     assert largest_difference(other, whole) < 1e-5
+    assert largest_difference(mae_of(other), mae_of(whole)) < 1e-5
+    # The autoencoder's four blocks in its own three steps, then in six steps of the generator: not for real images.
+    assert len(recomputed) == 4 * (3 + 6)
 
 
 def test_raw_pixels_need_no_autoencoder(tmp_path: Path) -> None:
     run = train_tiny(tmp_path, "feature.encoder=none", "trainer.num_steps=1")
     assert not mae_of(run).exists()
+
+
+def test_a_network_of_the_user_can_be_the_only_encoder(tmp_path: Path) -> None:
+    own = ["feature.own.factory=tests.helpers.own_encoder:tiny", "feature.own.layers=['0','2']"]
+    alone = ["feature.encoder=none", "feature.compare_input=false", "trainer.num_steps=1"]
+    torch.manual_seed(0)
+    run = train_tiny(tmp_path, *own, "feature.own.mean=[0.5]", "feature.own.std=[0.5]", *alone)
+    with (run / "metrics.csv").open() as file:
+        assert float(next(csv.DictReader(file))["train/force_0.2"]) > 0
+    with pytest.raises(ConfigurationError, match=r"feature\.own\.mean .* hold 3 number\(s\), .* have 1 channel"):
+        train_tiny(tmp_path, *own, *alone, "name=colour")
 
 
 def test_flow_matching_trains_by_the_same_loop(tmp_path: Path) -> None:
@@ -149,6 +215,29 @@ ABSENT = (
 BARE = "import sys; sys.modules.update(dict.fromkeys({absent!r})); from image_gen.training.bare import main; main()"
 
 
+def latent_cache(folder: Path, **changes: Any) -> None:
+    """Write random numbers as a cache of taef2's latents."""
+    settings: dict[str, Any] = {
+        "dataset": "imagenette224",
+        "split": "train",
+        "num_images": 24,
+        "class_names": ["a", "b", "c"],
+        "image_size": 64,
+        "tokenizer": "taef2",
+        "tokenizer_weights": None,
+        "latent_shape": [32, 8, 8],
+        "flip": False,
+        "shard_size": 24,
+        "dtype": "float32",
+        "seed": 0,
+    }
+    index = CacheIndex(**(settings | changes))
+    folder.mkdir()
+    index.write(folder)
+    latents = torch.randn(24, 1, *index.latent_shape, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents, "labels": torch.arange(24) % 3}, shard_path(folder, 0))
+
+
 def test_cached_latents_train_where_only_torch_is(tmp_path: Path) -> None:
     cache = CacheConfig(dataset="digits", tokenizer="pixels", output=str(tmp_path / "cache"), num_workers=0)
     cache_latents(cache, Console(quiet=True))
@@ -164,6 +253,41 @@ def test_cached_latents_train_where_only_torch_is(tmp_path: Path) -> None:
     assert (tmp_path / "there/digits/run/samples/step_00000003.png").is_file()
     with pytest.raises(ConfigurationError, match=r"dataset\.crop=random_resized acts on images"):
         train_tiny(tmp_path, *own, "dataset.crop=random_resized", "name=crop")
+
+
+def test_latents_train_where_nothing_can_decode_them(tmp_path: Path) -> None:
+    latent_cache(tmp_path / "cache")
+    config = tiny_generator(
+        tmp_path, "dataset=imagenette224", f"dataset.latents={tmp_path / 'cache'}", "dataset.num_workers=0"
+    )
+    write_config(config, tmp_path / "config.json")
+    places = "import os; [os.environ.pop(f'DRIFT_POLICY_{name}', None) for name in ('CACHE', 'DATA')]; "
+    result = run_program("-c", places + BARE.format(absent=ABSENT), str(tmp_path / "config.json"))
+    assert result.returncode == 0, result.stderr
+    assert "no pictures while training: The operating system's cache folder" in result.stdout
+    assert "dataset.tokenizer_weights" in result.stdout
+    assert load_generator(tmp_path / "imagenette224/run").config.in_channels == 32
+    assert not (tmp_path / "imagenette224/run/samples").exists()
+
+
+def test_settings_that_a_cache_contradicts_are_refused(tmp_path: Path) -> None:
+    latent_cache(tmp_path / "cache")
+    latent_cache(tmp_path / "val", split="val", dataset="folder")
+    own = DataConfig(name="imagenette224", latents=str(tmp_path / "cache"), tokenizer="taef2", image_size=64)
+    for changes in ({}, {"name": "digits"}, {"image_size": None}, {"tokenizer": "sd_vae"}, {"tokenizer": "pixels"}):
+        assert open_samples(replace(own, **changes), 0).tokenizer == "taef2"
+    assert open_samples(replace(own, latents=str(tmp_path / "val")), 0).facts["split"] == "val"
+    for name, value, held in (("split", "val", "train"), ("name", "cifar10", "imagenette224"), ("image_size", 32, 64)):
+        with pytest.raises(ConfigurationError, match=f"dataset.{name}={value}, .*: set dataset.{name}={held}"):
+            open_samples(replace(own, **{name: value}), 0)
+    # The command line says what the user chose, also where it is a default.
+    given = [f"dataset.latents={tmp_path / 'cache'}", f"write_config={tmp_path / 'config.json'}"]
+    for chosen in ("dataset.tokenizer=sd_vae", "dataset=digits"):
+        overrides = ["dataset=imagenette224", *given, chosen][chosen == "dataset=digits" :]
+        with pytest.raises(ConfigurationError, match="but the latents in"):
+            train_program(generator_config(*overrides), "", overrides, Console(quiet=True))
+    train_program(generator_config(*given), "", given, Console(quiet=True))
+    assert (tmp_path / "config.json").is_file()
 
 
 @pytest.mark.parametrize("error", [ValueError, RuntimeError])  # the latter from a compiled loss

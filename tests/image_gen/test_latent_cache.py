@@ -176,7 +176,7 @@ def test_damaged_caches_are_refused(folder: Path) -> None:
 def test_latents_beyond_half_precision_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = build_tokenizer("pixels")
     monkeypatch.setattr(tokenizer, "_encode", lambda images, generator: images * 1e6)
-    monkeypatch.setattr("image_gen.data.cache_latents.build_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr("image_gen.data.source.build_tokenizer", lambda *_: tokenizer)
     with pytest.raises(DataError, match="set dtype=float32"):
         cache_latents(config(folder, dtype="float16"))
 

@@ -159,3 +159,24 @@ def test_the_released_sizes() -> None:
     assert MAE_SIZES["latent_256"] == MaeConfig(4, 256, [3, 4, 6, 3], 1000, 2, 1)
     with pytest.raises(ConfigurationError, match="latent_256"):
         build_mae("640")
+
+
+def test_recomputed_blocks_keep_less_and_give_the_same_gradients() -> None:
+    mae = small_mae(layers=[2, 2, 2, 2], dropout_prob=0.3).train()
+    settings = FeatureSettings(every_k_block=0)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for recompute in (False, True):
+        mae.encoder.activation_checkpointing = recompute
+        kept: list[int] = []
+        images = x.clone().requires_grad_()
+        mae.zero_grad()
+        torch.manual_seed(2)  # of dropout
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: (kept.append(t.numel()), t)[1], lambda t: t):
+            loss = sum(feature.square().mean() for feature in mae.features(images, settings).values())
+        loss.backward()
+        gradients = [images.grad, *(p.grad for p in mae.encoder.parameters())]
+        found[recompute] = (sum(kept), gradients)
+    assert found[True][0] < 0.7 * found[False][0]
+    for one, other in zip(found[False][1], found[True][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -60,10 +60,10 @@ def test_positives_are_of_the_class_and_unconditional_ones_of_any() -> None:
     bank.push(class_ids.float().reshape(-1, 1, 1, 1), class_ids)
     draws = torch.Generator().manual_seed(0)
     labels = torch.tensor([2, 0, 2])
-    positives = bank.positives(labels, 4, draws)
+    positives = bank.positives(labels, 4, draws).samples()
     assert positives.shape == (3, 4, 1, 1, 1)
     assert torch.equal(positives.flatten(1), labels.float().unsqueeze(1).expand(3, 4))
-    assert set(bank.unconditional(50, 6, draws).flatten().tolist()) == {0.0, 1.0, 2.0}
+    assert set(bank.unconditional(50, 6, draws).samples().flatten().tolist()) == {0.0, 1.0, 2.0}
 
 
 def test_state_is_restored_and_goes_on_alike() -> None:
@@ -75,7 +75,7 @@ def test_state_is_restored_and_goes_on_alike() -> None:
     assert all(torch.equal(a, b) for a, b in zip(bank.buffers(), other.buffers(), strict=True))
     one = bank.positives(torch.tensor([0, 1]), 2, torch.Generator().manual_seed(1))
     two = other.positives(torch.tensor([0, 1]), 2, torch.Generator().manual_seed(1))
-    assert torch.equal(one, two)
+    assert torch.equal(one.samples(), two.samples())
 
 
 def test_queues_that_were_filled_again_draw_what_old_ones_do() -> None:
@@ -83,14 +83,33 @@ def test_queues_that_were_filled_again_draw_what_old_ones_do() -> None:
     old.push(numbered(0, 11), torch.zeros(11, dtype=torch.long))
     filled.push(numbered(5, 6), torch.zeros(6, dtype=torch.long))
     draws = [q.draw(torch.zeros(3, dtype=torch.long), 2, torch.Generator().manual_seed(0)) for q in (old, filled)]
-    assert torch.equal(*draws)
+    assert torch.equal(*(drawn.samples() for drawn in draws))
+
+
+def test_only_the_rows_that_are_asked_for_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    queues = SampleQueues(3, 4, (2,), "uint8")
+    keys = torch.arange(3).repeat(4)
+    queues.push(torch.rand(12, 2), keys)
+    drawn = queues.draw(keys, 3, torch.Generator().manual_seed(0))
+    whole = drawn.samples()
+    sizes: list[int] = []
+    read = SampleQueues.read
+
+    def remember(own: SampleQueues, keys: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(slots))
+        return read(own, keys, slots)
+
+    monkeypatch.setattr(SampleQueues, "read", remember)
+    for rows in (slice(0, 5), slice(5, 12)):
+        assert torch.equal(drawn.samples(rows), whole[rows])
+    assert sizes == [5, 7]
 
 
 def test_bytes_keep_images_that_were_bytes_exactly() -> None:
     images = torch.arange(256, dtype=torch.float32).reshape(-1, 1) / 127.5 - 1
     queues = SampleQueues(1, 256, (1,), "uint8")
     queues.push(images, torch.zeros(256, dtype=torch.long))
-    drawn = queues.draw(torch.zeros(1, dtype=torch.long), 256, torch.Generator().manual_seed(0))
+    drawn = queues.draw(torch.zeros(1, dtype=torch.long), 256, torch.Generator().manual_seed(0)).samples()
     assert torch.equal(drawn.flatten().sort().values, images.flatten())
     assert queues.samples.element_size() == 1
 

@@ -104,6 +104,12 @@ def test_the_stable_diffusion_vae_scales_its_latents(tmp_path: Path) -> None:
     distribution = tokenizer.vae.encode(images).latent_dist  # type: ignore[operator,union-attr]  # of diffusers
     expected = distribution.sample(torch.Generator().manual_seed(0)) * 0.18215
     torch.testing.assert_close(latents, expected)
+    rows = [torch.Generator().manual_seed(seed) for seed in (5, 0)]
+    torch.testing.assert_close(
+        tokenizer.encode(images, rows)[1:], tokenizer.encode(images[1:], torch.Generator().manual_seed(0))
+    )
+    with pytest.raises(ValueError, match="2 generators for 1 images"):
+        tokenizer.encode(images[:1], rows)
     decoded = tokenizer.vae.decode(latents / 0.18215).sample  # type: ignore[operator,union-attr]  # of diffusers
     torch.testing.assert_close(tokenizer.decode(latents), decoded)
 

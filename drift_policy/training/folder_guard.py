@@ -1,0 +1,101 @@
+"""Guards the folder of a run: one process at a time, no run over another, no resume with other settings.
+
+Needs no package, so that it works wherever a training does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from drift_policy.errors import ConfigurationError, UserError
+
+OTHER_NAME = "give this run another name, name=... ."
+_LOCK_FILE = ".lock"
+
+
+@contextmanager
+def claimed_folder(
+    run_dir: Path,
+    holds_run: Callable[[], bool],
+    resume: bool,
+    how_to_resume: str,
+    if_busy: str = OTHER_NAME,
+) -> Iterator[None]:
+    """Hold the folder of a run for this process.
+
+    A folder without a checkpoint, as an early error leaves it, may be used again.
+
+    Args:
+        run_dir: the folder; made if it is missing.
+        holds_run: whether there is a checkpoint to go on from; asked once the folder is held.
+        resume: whether the user wants to go on with a run.
+        how_to_resume: the command, for messages.
+        if_busy: what to do if another process holds the folder, for messages.
+
+    Raises:
+        UserError: it holds a run and `resume` is not set, or the other way round; another process is writing there;
+            or it cannot be written at all.
+    """
+    with _locked(run_dir, if_busy):
+        if resume and not holds_run():
+            raise UserError(f"There is nothing to resume in {run_dir}: leave out resume=true, or check name=.")
+        if not resume and holds_run():
+            raise UserError(
+                f"{run_dir} already holds a run. Go on with it: {how_to_resume} . Or give the new run another name: "
+                "name=... ."
+            )
+        yield
+
+
+def differing_settings(before: Any, now: Any, prefix: str = "") -> list[str]:
+    """Return the dotted names of the settings in which two nested mappings differ; absent ones count as null."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            name
+            for key in dict.fromkeys([*before, *now])
+            for name in differing_settings(before.get(key), now.get(key), f"{prefix}.{key}" if prefix else str(key))
+        ]
+    return [] if before == now else [prefix]
+
+
+def refuse_changes(run_dir: Path, changed: Collection[str], advice: str | None = None) -> None:
+    """Require that no setting has changed since a run was started.
+
+    Args:
+        run_dir: the folder of the run.
+        changed: names of settings.
+        advice: what to do instead; if absent, to start a run of another name.
+
+    Raises:
+        ConfigurationError: something has changed.
+    """
+    if changed:
+        advice = advice or "Resume it with what it was started with, or start a new run with another name=... ."
+        raise ConfigurationError(
+            f"The run in {run_dir} was started with other values of {', '.join(changed)}. {advice}"
+        )
+
+
+@contextmanager
+def _locked(folder: Path, if_busy: str) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"The folder {folder} cannot be written ({error}): choose another, output=... .") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"Another process is training in {folder}: {if_busy}") from error
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # worker processes may still hold copies of the descriptor
+    finally:
+        os.close(lock)

@@ -1,0 +1,60 @@
+"""The batches of a training: the same for any number of processes."""
+
+import torch
+from torch import Tensor
+
+from drift_policy.training.parallel import Processes
+from image_gen.tokenizers.base import Randomness, Tokenizer
+from image_gen.training.samples import RealSamples, SampleStream
+from image_gen.training.schedule import LATENTS, row_generator
+
+SHAPE = (1, 4, 4)
+
+
+class Noisy(Tokenizer):
+    """Latents are images with noise."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, factor=1)
+
+    def _encode(self, images: Tensor, generator: Randomness) -> Tensor:
+        assert isinstance(generator, list)
+        return images + torch.stack([torch.randn(SHAPE, generator=each) for each in generator])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class Numbers:
+    """Images that are all their own number."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full(SHAPE, float(index)), index
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing is random."""
+
+
+def batch(rank: int, size: int, step: int) -> tuple[Tensor, Tensor]:
+    processes = Processes(torch.device("cpu"))
+    processes.rank, processes.size = rank, size
+    samples = RealSamples(Numbers(), [str(n) for n in range(12)], SHAPE, "sd_vae", None, Noisy(), {})
+    return SampleStream(samples, 6, 0, processes).own(step)
+
+
+def test_latents_that_are_drawn_do_not_depend_on_the_number_of_processes() -> None:
+    images, numbers = batch(0, 1, step=3)
+    for size in (2, 3):
+        parts = [batch(rank, size, step=3) for rank in range(size)]
+        assert torch.equal(torch.cat([part[1] for part in parts]), numbers)
+        assert torch.equal(torch.cat([part[0] for part in parts]), images)
+    noise = images - numbers.reshape(-1, 1, 1, 1)
+    assert len({float(each) for each in noise[:, 0, 0, 0]}) == 6
+
+
+def test_latents_and_the_noise_of_a_generator_are_independent() -> None:
+    drawn = [torch.rand(1, generator=row_generator(0, 0, 0, "cpu", *purpose)) for purpose in ((), (LATENTS,))]
+    assert not torch.equal(*drawn)
