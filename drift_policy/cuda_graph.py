@@ -14,6 +14,7 @@ from drift_policy.errors import require
 from drift_policy.heads import Generators
 from drift_policy.policy import Observation, Policy
 from drift_policy.policy_config import ACTION
+from drift_policy.runtime.spec import executed_steps
 
 PRECISIONS = ("float32", "bfloat16")
 _WARM_UP_CALLS = 3  # before the capture: libraries choose kernels and set up workspaces in their first calls
@@ -98,8 +99,8 @@ class GraphedPolicy:
             self._seed_generators(generator)
         self._replay()
         prediction = self._prediction.clone()  # the next decision writes to the same place
-        first = self.policy.n_obs_steps - 1
-        return {"action": prediction[:, first : first + self.policy.n_action_steps], "action_pred": prediction}
+        action = executed_steps(prediction, self.policy.n_obs_steps, self.policy.n_action_steps)
+        return {"action": action, "action_pred": prediction}
 
     def _decide(self) -> Tensor:
         """Compute what is captured: from the static inputs to chunks [B, Tp, Da] in the units of the demonstrations."""

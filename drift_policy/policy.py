@@ -25,6 +25,7 @@ from drift_policy.inputs import as_observation, checked_features, checked_step, 
 from drift_policy.mirror import Mirror
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, POSITIVE_WEIGHTS, POSITIVES, PolicyConfig
+from drift_policy.runtime.spec import executed_steps
 from drift_policy.runtime.step_features import StepHistory, decide, encode_newest
 from drift_policy.serialization import save_policy
 
@@ -228,8 +229,10 @@ class Policy(nn.Module):
             condition = torch.cat([*past, condition], dim=1)
         chunk = most_typical(self.propose(condition, start, generator, mirrored=mirrored))
         prediction = self.normalizer.unnormalize(ACTION, chunk)
-        first = self.n_obs_steps - 1
-        answer = {"action": prediction[:, first : first + self.n_action_steps], "action_pred": prediction}
+        answer = {
+            "action": executed_steps(prediction, self.n_obs_steps, self.n_action_steps),
+            "action_pred": prediction,
+        }
         return answer if features is None else answer | {"features": condition.unflatten(1, (self.n_obs_steps, -1))}
 
     def propose(

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from drift_policy.runtime.observations import Arrays, ObservationHistory, checked_noise, checked_observation, stacked
-from drift_policy.runtime.spec import PolicySpec
+from drift_policy.runtime.spec import PolicySpec, executed_steps
 from drift_policy.runtime.step_features import decide, encode_newest
 
 Floats = NDArray[np.float32]
@@ -90,9 +90,8 @@ class ArrayPolicy(ABC):
         scale = self.spec.noise_scale if noise_scale is None else noise_scale
         given = self._checked_noise(batch, generator, noise)
         decided = self._decide(observation, known, given, scale)
-        first = self.spec.last_observed
         answer = {
-            "action": decided.prediction[:, first : first + self.n_action_steps],
+            "action": executed_steps(decided.prediction, self.n_obs_steps, self.n_action_steps),
             "action_pred": decided.prediction,
             "timing": decided.timing | {"total": (time.perf_counter() - started) * 1000},
         }

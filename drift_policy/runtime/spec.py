@@ -4,13 +4,26 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from drift_policy.errors import CheckpointError
 
 FORMAT_VERSION = 1
 METADATA_KEY = "drift_policy"  # under which an ONNX file's metadata_props hold the JSON
 _LARGEST = 1 << 24  # of a size in a file or a message: beyond it, numbers are damaged
+
+
+Chunks = TypeVar("Chunks")  # an array or a tensor
+
+
+def executed_steps(chunks: Chunks, n_obs_steps: int, n_action_steps: int) -> Chunks:
+    """Return the steps of chunks [B, Tp, Da] that a decision executes, [B, Ta, Da].
+
+    A chunk begins with the oldest observation, so that its step To - 1 is the newest one's, the first to be executed.
+    """
+    first = n_obs_steps - 1
+    steps: Chunks = chunks[:, first : first + n_action_steps]  # type: ignore[index]
+    return steps
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from drift_policy.candidates import most_typical
 from drift_policy.heads import Generators
 from drift_policy.policy import Observation, Policy
 from drift_policy.policy_config import ACTION
-from drift_policy.runtime.spec import describe_policy
+from drift_policy.runtime.spec import describe_policy, executed_steps
 
 STAGES = ("check", "normalise", "encode", "generate", "unnormalise")
 
@@ -60,9 +60,8 @@ class TimedPolicy:
         prediction = policy.normalizer.unnormalize(ACTION, chunk)
         self._mark(marks)
         timing = {stage: 1000 * (end - begin) for stage, begin, end in zip(STAGES, marks, marks[1:], strict=False)}
-        first = policy.n_obs_steps - 1
         return {
-            "action": prediction[:, first : first + policy.n_action_steps],
+            "action": executed_steps(prediction, policy.n_obs_steps, policy.n_action_steps),
             "action_pred": prediction,
             "timing": timing | {"total": 1000 * (marks[-1] - marks[0])},
         }

@@ -51,8 +51,10 @@ from drift_policy.training.run_folder import (
     record_settings,
     resume_command,
 )
-from drift_policy.training.tracking import make_trackers
+from drift_policy.training.tracking import logged_rollouts, make_trackers
 from drift_policy.training.trainer import Evaluate, Trainer, TrainingData
+
+_LAST_ROLLOUTS = 10  # whose mean is printed beside the best: the number that Diffusion Policy reports
 
 
 def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Path:
@@ -130,6 +132,10 @@ def _train(
     if not processes.is_main:
         return
     facts = {**started, "task": config.task.name, "data": data_facts, **_facts(config, trainer, processes, data)}
+    facts["training"]["rollouts"] = rollouts = logged_rollouts(run_dir / "metrics.csv")
+    if rollouts:  # the best one alone would flatter a training that scatters
+        last = [row["score"] for row in rollouts[-_LAST_ROLLOUTS:]]
+        say(f"rollouts score {np.mean(last):.3f} on average over the last {len(last)} of {len(rollouts)}")
     policy = load_policy(run_dir, trainer.policy.device)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", f"{config.task.name}/{config.name}")
     if env is not None:

@@ -10,6 +10,7 @@ from drift_policy.errors import ConfigurationError
 from drift_policy.training.logger_config import LoggerConfig
 
 STEP = "step"
+ROLLOUT_SCORE, ROLLOUT_SUCCESS = "rollout/score", "rollout/success"
 
 
 class Tracker(Protocol):
@@ -136,6 +137,16 @@ class TensorboardTracker:
     def finish(self) -> None:
         """Flush and close the event file."""
         self._writer.close()
+
+
+def logged_rollouts(metrics_csv: Path) -> list[dict[str, float]]:
+    """Return step, score and success of all rollouts of a run, as `CsvTracker` wrote them."""
+    with metrics_csv.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get(ROLLOUT_SCORE)]
+    return [
+        {"step": int(row[STEP]), "score": float(row[ROLLOUT_SCORE]), "success": float(row[ROLLOUT_SUCCESS])}
+        for row in rows
+    ]
 
 
 def make_trackers(config: LoggerConfig, run_dir: Path, settings: dict[str, Any], resume_step: int) -> list[Tracker]:

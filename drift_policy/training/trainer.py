@@ -20,7 +20,7 @@ from drift_policy.training.parallel import Processes
 from drift_policy.training.saved_state import restore_moments, training_tensors
 from drift_policy.training.schedule import batch_indices, learning_rate
 from drift_policy.training.stepped_training import Event, SteppedTraining
-from drift_policy.training.tracking import Tracker
+from drift_policy.training.tracking import ROLLOUT_SCORE, ROLLOUT_SUCCESS, Tracker
 from drift_policy.training.trainer_config import TrainerConfig
 from drift_policy.training.update import Batch, PolicyUpdate
 from drift_policy.training.validation import CHOICE_ERROR, Validation
@@ -183,7 +183,7 @@ class Trainer(SteppedTraining):
 
     def _rollout_and_save(self, evaluate: Evaluate, guard: InterruptGuard) -> None:
         result = evaluate(self.ema.policy, guard.check)
-        self.track({"rollout/score": result.score.mean, "rollout/success": result.success.mean})
+        self.track({ROLLOUT_SCORE: result.score.mean, ROLLOUT_SUCCESS: result.success.mean})
         self._display.message(
             f"step {self.state.step}: rollouts on {result.score.n} start states: score {result.score.mean:.3f}, "
             f"success {result.success.mean:.2f} ({result.wall_s:.0f} s)"

@@ -38,6 +38,8 @@ def test_training_writes_the_run(trained: Path) -> None:
     assert manifest["command"].startswith("python train_policy.py task=pusht")
     assert len(manifest["evaluation"]["episodes"]) == 2
     assert manifest["evaluation"]["num_candidates"] == manifest["policy"]["num_candidates"]
+    scores = [row["score"] for row in manifest["training"]["rollouts"]]
+    assert max(scores) == manifest["training"]["checkpoints"][0]["score"]
     for name in ("metrics.csv", "curves.png", "action_fan.png", "config.yaml", "checkpoints/last/training.json"):
         assert (trained / name).is_file()
 
