@@ -9,6 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.hub_download import HUB_PREFIX, download_snapshot, split_revision
 from drift_policy.policy_config import policy_config_from_mapping
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
 INDEX_FILE = "checkpoints/index.json"
-_HUB_PREFIX = "hf://"
 
 
 def save_policy(policy: "Policy", folder: str | Path) -> Path:
@@ -48,7 +48,7 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> "Policy
     Args:
         path: a checkpoint folder (config.json and model.safetensors), a run folder (its best checkpoint by
             rollout score or, without an environment, by held-out action error; the last one if none was scored), or
-            "hf://owner/name" on the Hugging Face Hub.
+            "hf://owner/name" on the Hugging Face Hub, with "@revision" behind it for one branch, tag or commit.
         device: where to put it.
 
     Raises:
@@ -71,8 +71,10 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> "Policy
 
 def resolve_checkpoint(path: str | Path) -> Path:
     """Return the checkpoint folder that `path` means; see `load_policy`."""
-    if str(path).startswith(_HUB_PREFIX):
-        return _download(str(path).removeprefix(_HUB_PREFIX))
+    if str(path).startswith(HUB_PREFIX):
+        asked = str(path).removeprefix(HUB_PREFIX)
+        repository, revision = split_revision(asked)
+        return download_snapshot(repository, [CONFIG_FILE, MODEL_FILE], revision, asked=asked)
     folder = Path(path)
     if (folder / CONFIG_FILE).is_file():
         return folder
@@ -144,17 +146,3 @@ def _read_config(path: Path) -> dict[str, Any]:
             "Update the package, or export the checkpoint with the release that wrote it."
         )
     return content
-
-
-def _download(name: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise CheckpointError(
-            "Loading from the Hugging Face Hub needs huggingface_hub: pip install 'drift-policy[hub]'."
-        ) from error
-    try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG_FILE, MODEL_FILE]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise CheckpointError(f"hf://{name} could not be read from the Hugging Face Hub: {error}") from error

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from drift_policy.errors import CheckpointError
+from drift_policy.hub_download import HUB_PREFIX, download_snapshot, split_revision
 from image_gen.artifacts.checks import Kind
 from image_gen.artifacts.released import METADATA_FILE, PARAMETERS_FILE, is_released
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.safetensors"
-HUB_PREFIX = "hf://"
 RELEASE_REPOSITORY = "Goodeat/drifting"  # the authors' weights: models/gen/jax/<name> and models/mae/jax/<name>
 _RELEASE_FOLDERS: dict[Kind, str] = {"generator": "models/gen/jax", "mae": "models/mae/jax"}
 TRAINED_FOLDER = "checkpoints/last"  # of a run of ours
@@ -22,7 +22,8 @@ def find_artifact(source: str | Path, kind: Kind) -> Path:
 
     Args:
         source: a folder (or the run folder around it); "hf://<name>", one of the authors' published models such as
-            "hf://latent_L_sota"; or "hf://<owner>/<repository>[/<folder>]".
+            "hf://latent_L_sota"; or "hf://<owner>/<repository>[/<folder>]"; "@<revision>" behind either stays at one
+            branch, tag or commit.
         kind: what is looked for; decides in which part of the authors' repository.
 
     Raises:
@@ -42,20 +43,11 @@ def find_artifact(source: str | Path, kind: Kind) -> Path:
 
 
 def _download(name: str, kind: Kind) -> Path:
-    repository, folder = _split(name, kind)
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise CheckpointError(
-            "Loading from the Hugging Face Hub needs huggingface_hub: pip install 'drift-policy[hub]'."
-        ) from error
+    place, revision = split_revision(name)
+    repository, folder = _split(place, kind)
     files = [CONFIG_FILE, MODEL_FILE, METADATA_FILE, PARAMETERS_FILE]
-    patterns = [f"{folder}/{file}" if folder else file for file in files]
-    try:
-        snapshot = Path(snapshot_download(repository, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise CheckpointError(f"hf://{name} could not be read from the Hugging Face Hub: {error}") from error
+    wanted = [f"{folder}/{file}" if folder else file for file in files]
+    snapshot = download_snapshot(repository, wanted, revision, asked=name)
     found = snapshot / folder
     if not ((found / CONFIG_FILE).is_file() or is_released(found)):
         raise CheckpointError(

@@ -113,18 +113,21 @@ def test_hub_names(
     model.save_pretrained(tmp_path / folder)
     requests: list[Any] = []
 
-    def download(repository: str, *, allow_patterns: list[str]) -> str:
-        requests.append((repository, allow_patterns))
+    def download(repository: str, *, allow_patterns: list[str], revision: str | None) -> str:
+        requests.append((repository, allow_patterns, revision))
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert load(f"hf://{name}").config == model.config
-    files = ("config.json", "model.safetensors", "metadata.json", "ema_params.msgpack")
-    assert requests == [(repository, [f"{folder}/{file}".lstrip("/") for file in files])]
+    assert load(f"hf://{name}").config == load(f"hf://{name}@v2").config == model.config
+    files = [
+        f"{folder}/{file}".lstrip("/")
+        for file in ("config.json", "model.safetensors", "metadata.json", "ema_params.msgpack")
+    ]
+    assert requests == [(repository, files, None), (repository, files, "v2")]
 
 
 def test_absent_hub_models_and_bad_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(tmp_path))
     with pytest.raises(CheckpointError, match="Goodeat/drifting has no generator in its folder models/gen/jax/none"):
         load_generator("hf://none")
     for name in ("a/../b", "", "a//b"):

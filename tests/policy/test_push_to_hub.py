@@ -46,7 +46,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeApi:
     (tmp_path / "hub").mkdir()
     fake = FakeApi(tmp_path / "hub")
     monkeypatch.setattr(huggingface_hub, "HfApi", fake)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(fake.folder))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(fake.folder))
     return fake
 
 
