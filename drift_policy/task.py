@@ -109,6 +109,7 @@ class TaskConfig:
     env: EnvConfig | None  # where a policy is scored; null is nowhere, for the demonstrations of a real robot
     score_name: str = "score"  # what the highest reward of an episode measures
     action_space: str = "absolute"  # meaning of the action numbers, carried in every checkpoint
+    control_hz: float | None = None  # steps a second of the recordings, carried too; null: what they or task.env say
     horizon: int = 16  # default Tp
     n_obs_steps: int = 2  # default To
     n_action_steps: int = 8  # default Ta
@@ -122,6 +123,10 @@ class TaskConfig:
     constant_range: float = CONSTANT_RANGE  # numbers that vary less in the data are centred and not scaled to -1..1
 
     def __post_init__(self) -> None:
+        require(
+            self.control_hz is None or self.control_hz > 0,
+            f"task.control_hz must be null or positive, but is {self.control_hz}.",
+        )
         require(self.constant_range > 0, f"task.constant_range must be above 0, but is {self.constant_range}.")
         require(
             self.symmetry is None or not self.dataset.memory_map,
@@ -144,6 +149,7 @@ class Demonstrations:
     buffer: ReplayBuffer
     source: ResolvedData
     environment: dict[str, Any] = field(default_factory=dict)  # what the data say about it; see EnvConfig.from_data
+    control_hz: float | None = None  # steps a second, if the data say it
 
     @cached_property
     def content_hash(self) -> str:
@@ -179,7 +185,24 @@ def load_demonstrations(
     said: dict[str, Any] = {}
     if data_format.environment is not None and asked:
         said = data_format.environment(resolved.path, task.dataset.options)
-    return Demonstrations(buffer, resolved, {name: said[name] for name in asked if name in said})
+    said = {name: said[name] for name in asked if name in said}
+    control_hz = None if data_format.control_hz is None else data_format.control_hz(resolved.path)
+    return Demonstrations(buffer, resolved, said, control_hz)
+
+
+def control_rate(task: TaskConfig, demonstrations: Demonstrations) -> float | None:
+    """Return the steps a second of the recordings, None if nobody says: a policy knows steps, a robot seconds.
+
+    Raises:
+        ConfigurationError: task and demonstrations say different ones.
+    """
+    recorded = demonstrations.control_hz
+    require(
+        None in (task.control_hz, recorded) or task.control_hz == recorded,
+        f"task.control_hz is {task.control_hz}, but the demonstrations were recorded at {recorded}: leave it out.",
+    )
+    stated = task.control_hz or recorded
+    return task.env.fps if stated is None and task.env is not None else stated
 
 
 def find_demonstrations(

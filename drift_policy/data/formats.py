@@ -7,7 +7,7 @@ from typing import Any
 
 from drift_policy.data.readers.kitchen_mjl import count_kitchen_mjl, read_kitchen_mjl
 from drift_policy.data.readers.kitchen_numpy import count_kitchen_numpy, read_kitchen_numpy
-from drift_policy.data.readers.lerobot import count_lerobot, read_lerobot
+from drift_policy.data.readers.lerobot import count_lerobot, lerobot_rate, read_lerobot
 from drift_policy.data.readers.minari import count_minari, read_minari
 from drift_policy.data.readers.npz import count_npz, read_npz
 from drift_policy.data.readers.robomimic import count_robomimic, describe_robomimic, read_robomimic
@@ -30,6 +30,7 @@ class DataFormat:
     # What the action numbers mean when read with these options, None if that is not known; task.action_space must say
     # the same.
     action_space: Callable[[Mapping[str, Any]], str | None] | None = None
+    control_hz: Callable[[Path], float] | None = None  # steps a second that a file or folder was recorded at
 
 
 def _robomimic_environment(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,7 +57,9 @@ FORMATS: dict[str, DataFormat] = {
         memory_map=True,
     ),
     "npz": DataFormat(read_npz, count_npz),
-    "lerobot": DataFormat(read_lerobot, count_lerobot, options=("image_size",), memory_map=True),
+    "lerobot": DataFormat(
+        read_lerobot, count_lerobot, options=("image_size",), memory_map=True, control_hz=lerobot_rate
+    ),
     "robomimic": DataFormat(
         read_robomimic,
         count_robomimic,

@@ -4,6 +4,7 @@ Shape letters: To observation steps, Tp predicted steps (horizon), Ta executed s
 """
 
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,9 +18,10 @@ from drift_policy.errors import require
 from drift_policy.runtime.action_queue import ActionQueue, Actions
 from drift_policy.runtime.chunk_guard import ChunkGuard, ChunkRejectedError
 from drift_policy.runtime.observations import ObservationHistory, stacked, to_array
-from drift_policy.runtime.spec import describe_policy
+from drift_policy.runtime.spec import CONTROL_RATE, describe_policy
 from drift_policy.runtime.step_features import Window, decide, encode_newest, encodes_steps
 
+_SAME_RATE = 0.05  # rates this close are the same: 12 and 12.5 a second
 _REMEMBERED = 3  # executed actions that the guard's jerk reaches back to
 
 
@@ -65,7 +67,7 @@ class RecedingHorizon:
     Args:
         policy: a `Policy`, `GraphedPolicy`, `TimedPolicy`, `OnnxPolicy` or `PolicyClient`. It must not be used
             elsewhere while it decides asynchronously.
-        control_hz: control steps a second.
+        control_hz: control steps a second; a warning says if the policy was trained on another rate.
         n_action_steps: Ta, executed steps of a chunk, counted from its newest observation; the policy's if absent.
         replan_every: steps from decision to decision, at most `n_action_steps`, which is the default. Asynchronous,
             leave the steps that a decision takes between the two.
@@ -102,6 +104,7 @@ class RecedingHorizon:
         executed = self._queue.n_action_steps
         self._replan_every = executed if replan_every is None else replan_every
         require(0 < control_hz < np.inf, f"control_hz must be positive, but is {control_hz}.")
+        _warn_of_another_rate(self.spec.metadata.get(CONTROL_RATE), control_hz)
         require(
             1 <= self._replan_every <= executed,
             f"replan_every is {replan_every}; give 1 to {executed}, the executed steps of a chunk.",
@@ -248,3 +251,12 @@ class RecedingHorizon:
             self._is_first = False
         self._must_decide = problem is not None
         return Decision(latency, plan.num_skipped, problem, dict(answer.get("timing", {})))
+
+
+def _warn_of_another_rate(trained: object, control_hz: float) -> None:
+    if isinstance(trained, (int, float)) and trained > 0 and abs(control_hz / trained - 1) > _SAME_RATE:
+        warnings.warn(
+            f"The policy was trained on {trained:g} steps a second, but control_hz is {control_hz:g}: it will move "
+            f"{control_hz / trained:.2g} times as fast as it was shown.",
+            stacklevel=3,
+        )

@@ -10,6 +10,7 @@ from drift_policy.errors import CheckpointError
 
 FORMAT_VERSION = 1
 METADATA_KEY = "drift_policy"  # under which an ONNX file's metadata_props hold the JSON
+CONTROL_RATE = "control_hz"  # in the metadata: steps a second of the demonstrations
 _LARGEST = 1 << 24  # of a size in a file or a message: beyond it, numbers are damaged
 
 

@@ -25,11 +25,13 @@ from drift_policy.mirror import fit_mirror
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy, build_policy
 from drift_policy.policy_config import policy_config_from_mapping
+from drift_policy.runtime.spec import CONTROL_RATE
 from drift_policy.serialization import load_policy
 from drift_policy.task import (
     ENVIRONMENT_MADE,
     Demonstrations,
     EnvConfig,
+    control_rate,
     env_for_data,
     load_demonstrations,
     make_env_factory,
@@ -219,6 +221,7 @@ def build_policy_and_data(
         "task": config.task.name,
         "score_name": config.task.score_name,
         "action_space": config.task.action_space,
+        CONTROL_RATE: control_rate(config.task, demonstrations),
         ENVIRONMENT_MADE: config.task.env.made_as() if config.task.env else None,
         "data": demonstrations.describe(config.task.dataset.name),
         "environment": demonstrations.environment,

@@ -1,5 +1,6 @@
 """The robot loop around any policy: replanning, latency, guard, threads, reset."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -268,3 +269,16 @@ def test_settings_that_cannot_work_are_refused(control_hz: float, settings: dict
 def test_something_that_is_no_policy_is_refused() -> None:
     with pytest.raises(TypeError, match="int is no policy"):
         RecedingHorizon(3, 10.0)
+
+
+@pytest.mark.parametrize(("control_hz", "warns"), [(12.5, False), (12, False), (20, True), (6, True)])
+def test_another_rate_than_that_of_the_demonstrations_is_told(control_hz: float, warns: bool) -> None:
+    policy = tiny_policy()
+    policy.metadata["control_hz"] = 12
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        RecedingHorizon(policy, control_hz)
+    texts = [str(warning.message) for warning in told]
+    assert [f"trained on 12 steps a second, but control_hz is {control_hz:g}" in text for text in texts] == [
+        True
+    ] * warns

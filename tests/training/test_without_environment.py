@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.data.sources import ResolvedData
 from drift_policy.data.windows import split_validation
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError
@@ -21,7 +22,7 @@ from drift_policy.evaluation.offline import open_loop_manifest
 from drift_policy.evaluation.open_loop import OpenLoopResult, measure_open_loop
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.serialization import load_policy
-from drift_policy.task import TaskConfig, make_windows
+from drift_policy.task import Demonstrations, TaskConfig, control_rate, make_windows
 from drift_policy.training.config import TrainConfig
 from drift_policy.training.run import train
 from tests.helpers.documents import run_command
@@ -180,6 +181,17 @@ def test_settings_that_need_an_environment_are_refused(run: Path, tmp_path: Path
     other.observations["obs"].columns[0].stop = 3
     with pytest.raises(CheckpointError, match="belongs to another task"):
         evaluated(run, task=other)
+
+
+def test_a_checkpoint_knows_the_rate_of_its_recordings() -> None:
+    buffer, source = point_demonstrations(), ResolvedData(Path("here"), "path", "a test")
+    stated, recorded = replace(robot_task(), control_hz=20.0), Demonstrations(buffer, source, control_hz=30.0)
+    assert control_rate(stated, Demonstrations(buffer, source)) == 20
+    assert control_rate(robot_task(), recorded) == 30
+    assert control_rate(point_task(), Demonstrations(buffer, source)) == 10  # that of the environment
+    assert control_rate(robot_task(), Demonstrations(buffer, source)) is None
+    with pytest.raises(ConfigurationError, match=r"task\.control_hz is 20\.0, but .* recorded at 30\.0"):
+        control_rate(stated, recorded)
 
 
 def test_damaged_metadata_are_refused(run: Path, tmp_path: Path) -> None:

@@ -85,6 +85,11 @@ def count_lerobot(path: str | Path) -> tuple[int, int]:
     return len(folder.episodes), folder.n_steps
 
 
+def lerobot_rate(path: str | Path) -> float:
+    """Return the frames a second of a data set; errors as `read_lerobot`."""
+    return open_folder(path).fps
+
+
 def _read_column(
     folder: LerobotFolder,
     name: str,
