@@ -7,19 +7,18 @@ import torch
 from torch import Tensor
 
 from drift_policy.encoders import ObservationSpec
-from drift_policy.encoders.image import RANGE_TOLERANCE
+from drift_policy.runtime.observation_shapes import (
+    MISSING_VALUE,
+    as_mapping,
+    check_range,
+    check_step,
+    check_steps,
+    refuse_type,
+    require_key,
+)
 from drift_policy.runtime.step_features import ObservedStep
 
 Specs = Mapping[str, ObservationSpec]
-
-
-def as_observation(specs: Specs, obs: Any) -> Mapping[str, Any]:
-    """Accept the bare array of a policy that has a single observation key."""
-    if isinstance(obs, Mapping):
-        return obs
-    if len(specs) > 1:
-        raise ValueError(f"obs must be a dictionary with the keys {list(specs)}.")
-    return dict.fromkeys(specs, obs)
 
 
 def checked_step(specs: Specs, obs_now: Any) -> dict[str, Tensor]:
@@ -28,17 +27,10 @@ def checked_step(specs: Specs, obs_now: Any) -> dict[str, Tensor]:
     Raises:
         ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
     """
-    given = as_observation(specs, obs_now)
-    checked: dict[str, Tensor] = {}
-    for key, spec in specs.items():
-        value = _value(given, key)
-        if list(value.shape) != list(spec.shape):
-            raise ValueError(
-                f"obs[{key!r}] must have shape {list(spec.shape)} (one step, without batch), "
-                f"but has {list(value.shape)}.{_channels_hint(spec, value)}"
-            )
-        _check_values(f"obs[{key!r}]", spec, value)
-        checked[key] = value
+    checked = _tensors(specs, obs_now)
+    for key, value in checked.items():
+        check_step(key, specs[key], value)
+        _check_values(f"obs[{key!r}]", specs[key], value)
     return checked
 
 
@@ -53,23 +45,10 @@ def checked_steps(specs: Specs, obs: Any, steps: int) -> dict[str, Tensor]:
     Raises:
         ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
     """
-    given = as_observation(specs, obs)
-    checked: dict[str, Tensor] = {}
-    batch: int | None = None
-    for key, spec in specs.items():
-        value = _value(given, key)
-        expected = (steps, *spec.shape)
-        if value.ndim != len(expected) + 1 or tuple(value.shape[1:]) != expected:
-            meaning = "numbers" if spec.kind == "state" else "channels, height, width"
-            raise ValueError(
-                f"obs[{key!r}] must have shape [B, {', '.join(map(str, expected))}] (batch, observation steps, "
-                f"{meaning}), but has {list(value.shape)}.{_channels_hint(spec, value)}"
-            )
-        if batch is not None and value.shape[0] != batch:
-            raise ValueError(f"obs[{key!r}] has batch size {value.shape[0]}, but another key has {batch}.")
-        _check_values(f"obs[{key!r}]", spec, value)
-        batch = value.shape[0]
-        checked[key] = value
+    checked = _tensors(specs, obs)
+    check_steps(specs, checked, steps)
+    for key, value in checked.items():
+        _check_values(f"obs[{key!r}]", specs[key], value)
     return checked
 
 
@@ -101,33 +80,20 @@ def stacked(steps: Sequence[ObservedStep]) -> dict[str, Tensor]:
 def check_finite(name: str, value: Tensor) -> None:
     """Refuse NaN and infinity in what the host gives; tensors on an accelerator are not waited for."""
     if value.is_cpu and value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{name} holds NaN or infinity: a value is missing.")
+        raise ValueError(f"{name} {MISSING_VALUE}")
 
 
-def _value(given: Mapping[str, Any], key: str) -> Tensor:
-    if key not in given:
-        raise ValueError(f"obs lacks the key {key!r}: it has {sorted(given)}.")
-    return torch.as_tensor(given[key])
+def _tensors(specs: Specs, obs: Any) -> dict[str, Tensor]:
+    given = as_mapping(specs, obs)
+    return {key: torch.as_tensor(require_key(given, key)) for key in specs}
 
 
 def _check_values(name: str, spec: ObservationSpec, value: Tensor) -> None:
     """Refuse numbers that are not finite, and images that are neither bytes nor floats in 0..1."""
     if spec.kind == "state":
         check_finite(name, value)
-        return
-    if value.dtype == torch.uint8:
-        return
-    if not value.is_floating_point():
-        raise ValueError(f"{name} is an image of {value.dtype}: give uint8 (0..255) or float (0..1).")
-    low, high = (float(extreme) for extreme in torch.aminmax(value))
-    # Written so that NaN, with which every comparison fails, is refused.
-    if not (low >= -RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):
-        raise ValueError(
-            f"{name} is a float image with values from {low:g} to {high:g}: give float images in 0..1, or uint8."
-        )
-
-
-def _channels_hint(spec: ObservationSpec, value: Tensor) -> str:
-    if spec.kind == "image" and value.ndim >= 3 and list(value.shape[-3:]) == [*spec.shape[1:], spec.shape[0]]:
-        return " Its channels come last: move them before the height, for example np.moveaxis(image, -1, -3)."
-    return ""
+    elif value.is_floating_point():
+        low, high = torch.aminmax(value)
+        check_range(name, float(low), float(high))
+    elif value.dtype != torch.uint8:
+        refuse_type(name, value.dtype)

@@ -21,10 +21,11 @@ from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Generators, Metrics, head_kind
 from drift_policy.heads.drift import DriftHead
-from drift_policy.inputs import as_observation, checked_features, checked_step, checked_steps, stacked
+from drift_policy.inputs import checked_features, checked_step, checked_steps, stacked
 from drift_policy.mirror import Mirror
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, POSITIVE_WEIGHTS, POSITIVES, PolicyConfig
+from drift_policy.runtime.observation_shapes import as_mapping
 from drift_policy.runtime.spec import executed_steps
 from drift_policy.runtime.step_features import StepHistory, decide, encode_newest
 from drift_policy.serialization import save_policy
@@ -165,7 +166,7 @@ class Policy(nn.Module):
         names = [name for name in (ACTION, POSITIVES, POSITIVE_WEIGHTS) if name in batch]
         chunks = {name: self._to_device(batch[name]) for name in names}
         action, positives = demonstrated(chunks, drawn, self.config, self.normalizer)
-        observation = as_observation(self.config.observations, batch["obs"])
+        observation = as_mapping(self.config.observations, batch["obs"])
         condition = self._encode(
             {key: self._to_device(value) for key, value in observation.items()},
             below(_CROP, drawn),

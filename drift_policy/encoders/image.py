@@ -8,9 +8,6 @@ from drift_policy.encoders.crop import crop_at, crop_centre, draw_crops
 from drift_policy.encoders.spec import ObservationSpec
 from drift_policy.errors import ConfigurationError
 
-# A float image is in 0..1; values this far outside are rounding, not another range.
-RANGE_TOLERANCE = 1e-3
-
 
 class ImagePreprocessing(nn.Module):
     """Images of one key as the network wants them: scaled, cropped, in [-1, 1].
