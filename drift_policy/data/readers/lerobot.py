@@ -4,7 +4,6 @@ A column is called as the feature, such as `observation.state`, `action` or `obs
 those of huggingface/lerobot's `LeRobotDataset` (codebase_version in meta/info.json); see lerobot_folder.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from drift_policy.data.memory import in_memory
 from drift_policy.data.memory_map import memory_mapped
 from drift_policy.data.readers.lerobot_columns import (
     check_rows,
@@ -107,13 +107,7 @@ def _read_column(
     shape = (folder.n_steps, *(size or feature.image_shape[:2]), 3)
     decode = partial(_decode_camera, folder, name, feature, size, shape)
     if not memory_map:
-        try:
-            return decode(partial(np.empty, shape))
-        except MemoryError as error:
-            raise DataError(
-                f"{folder.root}: the images of '{name}' need {math.prod(shape) / 1e9:.1f} GB of memory: give the "
-                "task's dataset `memory_map: true`, or its options `image_size: [height, width]`."
-            ) from error
+        return decode(in_memory(shape, folder.root, name))
     label = name if size is None else f"{name}-{size[0]}x{size[1]}"
     return memory_mapped(folder.root, label, decode, shape, cache_dir, files=_stored_files(folder, name, feature))
 

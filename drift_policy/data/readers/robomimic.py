@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from drift_policy.data.memory import in_memory
 from drift_policy.data.memory_map import memory_mapped
 from drift_policy.data.readers.hdf5 import (
     GET_AGAIN,
@@ -117,7 +118,7 @@ def read_robomimic(
                 subset = "all" if filter_key is None else f"mask/{filter_key}"
                 data[name] = memory_mapped(path, f"{subset}/obs/{name}", read, shape, cache_dir)
             else:
-                data[name] = read(partial(np.empty, shape))
+                data[name] = read(in_memory(shape, path, name))
     return ReplayBuffer(data, np.cumsum([demo.n_steps for demo in demos]))
 
 

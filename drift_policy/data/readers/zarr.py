@@ -6,7 +6,6 @@ Reads zarr v2 and v3, as a folder or a .zip whose top level is the zarr group.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.storage import LocalStore, ZipStore
 
 from drift_policy.data.blocks import row_blocks
+from drift_policy.data.memory import in_memory
 from drift_policy.data.memory_map import memory_mapped
 from drift_policy.data.readers.zarr_integrity import GET_AGAIN, check_array, check_blosc_sizes, check_chunks_exist
 from drift_policy.data.replay_buffer import ReplayBuffer
@@ -58,7 +58,7 @@ def read_zarr(
                 if memory_map:
                     data[name] = memory_mapped(path, f"data/{name}", _decoder(array), array.shape, cache_dir)
                 else:
-                    data[name] = _decoder(array)(partial(np.empty, array.shape))
+                    data[name] = _decoder(array)(in_memory(array.shape, path, name))
         return ReplayBuffer(data, _read_episode_ends(group, path))
 
 
