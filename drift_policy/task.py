@@ -19,9 +19,6 @@ from drift_policy.data.sources import DatasetSource, ResolvedData, resolve
 from drift_policy.encoders import ObservationSpec
 from drift_policy.errors import ConfigurationError, require
 
-# Where a checkpoint's metadata keep `EnvConfig.made_as`.
-ENVIRONMENT_MADE = "environment_made"
-
 
 @dataclass
 class DatasetConfig:

@@ -19,11 +19,11 @@ from drift_policy.evaluation.open_loop import OpenLoopResult
 from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout
 from drift_policy.evaluation.video import film_rollouts
 from drift_policy.manifest import describe_run, write_json
+from drift_policy.metadata_keys import ACTION_SPACE, ENVIRONMENT_MADE
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
 from drift_policy.serialization import MODEL_FILE, load_policy, resolve_checkpoint
 from drift_policy.task import (
-    ENVIRONMENT_MADE,
     EnvConfig,
     TaskConfig,
     env_for_data,
@@ -215,7 +215,7 @@ def _trained_task(policy: Policy, folder: Path, tasks: Path) -> TaskConfig:
 
 def _check_action_space(policy: Policy, task: TaskConfig) -> None:
     """Refuse an environment that would take the policy's numbers for something else."""
-    trained = policy.metadata.get("action_space", task.action_space)
+    trained = policy.metadata.get(ACTION_SPACE, task.action_space)
     require(
         trained == task.action_space,
         f"The policy's actions are {trained!r:.40}, but those of the task are {task.action_space!r} "

@@ -15,10 +15,10 @@ from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.open_loop import OpenLoopEpisode, OpenLoopResult, measure_open_loop, picture_open_loop
 from drift_policy.evaluation.rollout import EvaluationConfig
+from drift_policy.metadata_keys import TRAINED_EPISODES
 from drift_policy.policy import Policy
 from drift_policy.task import Demonstrations, TaskConfig, make_windows, observation_specs
 
-TRAINED_EPISODES = "trained_episodes"  # of a checkpoint's metadata: their hashes
 PICTURE = "open_loop.png"
 
 

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from drift_policy.errors import require
+from drift_policy.metadata_keys import CONTROL_RATE
 from drift_policy.runtime.action_queue import ActionQueue, Actions
 from drift_policy.runtime.chunk_guard import ChunkGuard, ChunkRejectedError
 from drift_policy.runtime.observations import ObservationHistory, stacked, to_array
-from drift_policy.runtime.spec import CONTROL_RATE, describe_policy
+from drift_policy.runtime.spec import describe_policy
 from drift_policy.runtime.step_features import Window, decide, encode_newest, encodes_steps
 
 _SAME_RATE = 0.05  # rates this close are the same: 12 and 12.5 a second

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
 from drift_policy.errors import CheckpointError
+from drift_policy.metadata_keys import TRAINED_EPISODES
 
 FORMAT_VERSION = 1
 METADATA_KEY = "drift_policy"  # under which an ONNX file's metadata_props hold the JSON
-CONTROL_RATE = "control_hz"  # in the metadata: steps a second of the demonstrations
 _LARGEST = 1 << 24  # of a size in a file or a message: beyond it, numbers are damaged
 
 
@@ -150,7 +150,8 @@ def describe_policy(policy: Any) -> PolicySpec:
         num_evaluations=owner.num_evaluations,
         num_candidates=config.num_candidates,
         mirrored=config.mirrored,
-        metadata=dict(owner.metadata),
+        # What it was trained on is for evaluations, and may be long.
+        metadata={name: fact for name, fact in owner.metadata.items() if name != TRAINED_EPISODES},
     )
 
 

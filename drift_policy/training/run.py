@@ -18,17 +18,16 @@ from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, RunStoppedError, require
 from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_manifest, write_artifacts
-from drift_policy.evaluation.offline import TRAINED_EPISODES, evaluate_offline, open_loop_manifest
+from drift_policy.evaluation.offline import evaluate_offline, open_loop_manifest
 from drift_policy.evaluation.rollout import EvaluationConfig, rollout
 from drift_policy.manifest import describe_run, write_json
+from drift_policy.metadata_keys import ACTION_SPACE, CONTROL_RATE, ENVIRONMENT_MADE, TRAINED_EPISODES
 from drift_policy.mirror import fit_mirror
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy, build_policy
 from drift_policy.policy_config import policy_config_from_mapping
-from drift_policy.runtime.spec import CONTROL_RATE
 from drift_policy.serialization import load_policy
 from drift_policy.task import (
-    ENVIRONMENT_MADE,
     Demonstrations,
     EnvConfig,
     control_rate,
@@ -220,7 +219,7 @@ def build_policy_and_data(
     metadata: dict[str, Any] = {
         "task": config.task.name,
         "score_name": config.task.score_name,
-        "action_space": config.task.action_space,
+        ACTION_SPACE: config.task.action_space,
         CONTROL_RATE: control_rate(config.task, demonstrations),
         ENVIRONMENT_MADE: config.task.env.made_as() if config.task.env else None,
         "data": demonstrations.describe(config.task.dataset.name),

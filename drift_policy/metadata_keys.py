@@ -1,0 +1,6 @@
+"""Names of the facts in a checkpoint's metadata that programs read back."""
+
+ACTION_SPACE = "action_space"  # what the action numbers mean
+CONTROL_RATE = "control_hz"  # steps a second of the demonstrations, or null
+ENVIRONMENT_MADE = "environment_made"  # id and arguments of the environment, or null without one
+TRAINED_EPISODES = "trained_episodes"  # hashes of the episodes trained on, for tasks without an environment
