@@ -105,10 +105,15 @@ def checkpoint_facts(policy: Policy, folder: Path) -> dict[str, Any]:
 
 def env_of_checkpoint(policy: Policy, env: EnvConfig) -> EnvConfig:
     """Return the environment of a task with the arguments that the checkpoint's demonstrations said."""
+    return env_for_data(env, _said(policy))
+
+
+def _said(policy: Policy) -> dict[str, Any]:
+    """Return what the demonstrations of a checkpoint said of their environment."""
     said = policy.metadata.get("environment", {})
     if not isinstance(said, dict):
         raise CheckpointError(f"metadata.environment of the checkpoint must be an object, but is {said!r:.50}.")
-    return env_for_data(env, said)
+    return said
 
 
 def evaluate_checkpoint(policy: Policy, env: EnvConfig, config: EvaluationConfig, console: Console) -> RolloutResult:
@@ -215,6 +220,8 @@ def _trained_task(policy: Policy, folder: Path, tasks: Path) -> TaskConfig:
 
 def _check_action_space(policy: Policy, task: TaskConfig) -> None:
     """Refuse an environment that would take the policy's numbers for something else."""
+    if task.env is not None and "action_mode" in task.env.from_data and "action_mode" in _said(policy):
+        return  # the environment is made for the checkpoint's actions
     trained = policy.metadata.get(ACTION_SPACE, task.action_space)
     require(
         trained == task.action_space,

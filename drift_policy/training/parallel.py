@@ -5,6 +5,7 @@ group, the devices and DistributedDataParallel. Sharding calls PyTorch's `fully_
 silently becomes plain data parallelism on CPUs, where the tests run.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -147,7 +148,15 @@ def start_processes(device: torch.device, sharding: str) -> Processes:
     accelerator = Accelerator(
         cpu=device.type == "cpu", kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=_PATIENCE)]
     )
+    atexit.unregister(_leave_group)  # a program may train several times
+    atexit.register(_leave_group)
     return Processes(device, accelerator, sharding)
+
+
+def _leave_group() -> None:
+    """End the threads of the process group, which now and then abort a process that exits while they run."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def launch_command() -> list[str]:
