@@ -229,7 +229,7 @@ class SteppedTraining(ABC):
         self.track(means)
 
     def _announce_stop(self) -> None:
-        self._shown.message("stopping after this step or episode; press Ctrl-C again to stop without saving")
+        self._shown.message("stopping after this step or decision; press Ctrl-C again to stop without saving")
 
     def _diverged(self) -> UserError:
         return UserError(
