@@ -35,7 +35,8 @@ class TrainConfig:
     output: str = "runs"  # folder of all runs
     data_path: str | None = None  # the demonstrations themselves, instead of searching for them
     allow_download: bool = True  # whether the original data set may be fetched from its site
-    resume: bool = False  # go on with the run of this name from its last checkpoint
+    # Go on with the run of this name from its last checkpoint; "auto" does so if there is one, and else starts.
+    resume: bool | str = False
     plugins: list[str] = field(default_factory=list)  # modules to import first, for example image backbones of yours
     video_episodes: int = 8  # episodes filmed at the end; 0 is no film
 

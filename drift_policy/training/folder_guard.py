@@ -14,15 +14,27 @@ from typing import Any
 
 from drift_policy.errors import ConfigurationError, UserError
 
+AUTO = "auto"  # of `resume`: go on if there is something to go on with, as a requeued job of a cluster wants it
 OTHER_NAME = "give this run another name, name=... ."
 _LOCK_FILE = ".lock"
+
+
+def goes_on(resume: bool | str, holds_run: Callable[[], bool]) -> bool:
+    """Return whether a training goes on with a run: `resume`, where "auto" stands for whether there is one.
+
+    Raises:
+        ConfigurationError: `resume` is neither true nor false nor "auto".
+    """
+    if resume not in (True, False, AUTO):
+        raise ConfigurationError(f"resume must be true, false or {AUTO}, but is {resume!r}.")
+    return holds_run() if resume == AUTO else bool(resume)
 
 
 @contextmanager
 def claimed_folder(
     run_dir: Path,
     holds_run: Callable[[], bool],
-    resume: bool,
+    resume: bool | str,
     how_to_resume: str,
     if_busy: str = OTHER_NAME,
 ) -> Iterator[None]:
@@ -33,7 +45,7 @@ def claimed_folder(
     Args:
         run_dir: the folder; made if it is missing.
         holds_run: whether there is a checkpoint to go on from; asked once the folder is held.
-        resume: whether the user wants to go on with a run.
+        resume: whether the user wants to go on with a run; "auto" takes the folder as it is.
         how_to_resume: the command, for messages.
         if_busy: what to do if another process holds the folder, for messages.
 
@@ -42,9 +54,13 @@ def claimed_folder(
             or it cannot be written at all.
     """
     with _locked(run_dir, if_busy):
-        if resume and not holds_run():
-            raise UserError(f"There is nothing to resume in {run_dir}: leave out resume=true, or check name=.")
-        if not resume and holds_run():
+        going_on = goes_on(resume, holds_run)
+        if going_on and not holds_run():
+            raise UserError(
+                f"There is nothing to resume in {run_dir}: check name=, or leave out resume=true (resume={AUTO} starts "
+                "where there is nothing)."
+            )
+        if not going_on and holds_run():
             raise UserError(
                 f"{run_dir} already holds a run. Go on with it: {how_to_resume} . Or give the new run another name: "
                 "name=... ."

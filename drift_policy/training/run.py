@@ -41,7 +41,7 @@ from drift_policy.training.checkpoint import CheckpointStore
 from drift_policy.training.config import TrainConfig
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
-from drift_policy.training.folder_guard import claimed_folder
+from drift_policy.training.folder_guard import claimed_folder, goes_on
 from drift_policy.training.interrupt import TrainingInterruptedError
 from drift_policy.training.parallel import Processes, start_processes
 from drift_policy.training.positives import add_positives
@@ -80,7 +80,9 @@ def train(config: TrainConfig, overrides: Sequence[str], console: Console) -> Pa
             if processes.is_main:
                 command = resume_command(overrides)
                 claim.enter_context(claimed_folder(run_dir, store.has_last, config.resume, command))
-        _train(config, run_dir, store, processes, overrides, console if processes.is_main else Console(quiet=True))
+        going_on = goes_on(config.resume, store.has_last)  # no process has saved anything yet
+        shown_by = console if processes.is_main else Console(quiet=True)
+        _train(config, run_dir, store, going_on, processes, overrides, shown_by)
     return run_dir
 
 
@@ -88,6 +90,7 @@ def _train(
     config: TrainConfig,
     run_dir: Path,
     store: CheckpointStore,
+    going_on: bool,
     processes: Processes,
     overrides: Sequence[str],
     console: Console,
@@ -108,7 +111,7 @@ def _train(
         say(f"choice   checkpoints by {_choice(config, data)}")
         _check_measurements(config, policy)
         add_positives(data.train, policy, config.trainer, console)
-        if config.resume:
+        if going_on:
             check_settings(run_dir, settings)
 
     trainer = Trainer(
@@ -121,9 +124,9 @@ def _train(
         choose_by_error=env is None,
         seed=config.seed,
         processes=processes,
-        resume=config.resume,
+        resume=going_on,
     )
-    if config.resume:
+    if going_on:
         say(f"resume   from step {trainer.state.step}")
     elif processes.is_main:
         record_settings(run_dir, settings)

@@ -234,7 +234,8 @@ class RunConfig:
     seed: int = 0  # seed of weights, data order and noise
     device: str = "auto"  # "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one
     output: str = "runs/image_gen"  # folder of all runs
-    resume: bool = False  # go on with the run of this name from its last checkpoint
+    # Go on with the run of this name from its last checkpoint; "auto" does so if there is one, and else starts.
+    resume: bool | str = False
     write_config: str | None = None  # write the configuration to this JSON file and end: for image_gen.training.bare
 
     def __post_init__(self) -> None:

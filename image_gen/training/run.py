@@ -17,7 +17,7 @@ from torch import nn
 from drift_policy.device import choose_device
 from drift_policy.errors import RunStoppedError
 from drift_policy.manifest import describe_run, write_json
-from drift_policy.training.folder_guard import OTHER_NAME
+from drift_policy.training.folder_guard import AUTO, OTHER_NAME
 from drift_policy.training.interrupt import TrainingInterruptedError
 from drift_policy.training.parallel import Processes, start_processes
 from drift_policy.training.stepped_training import Display
@@ -89,14 +89,15 @@ def train_generator(
     say(f"run      {run_folder(config)}")
     say(f"data     {len(samples.dataset)} samples {list(samples.sample_shape)} of {samples.num_classes} classes")
     say(f"network  {_millions(described)}, {config.method}, on {_describe(processes)}")
-    with claimed(config, processes):
-        _train_generator(config, samples, around, processes, say, loss)
+    with claimed(config, processes) as going_on:
+        _train_generator(config, samples, going_on, around, processes, say, loss)
     return run_folder(config)
 
 
 def _train_generator(
     config: GeneratorTrainConfig,
     samples: RealSamples,
+    going_on: bool,
     around: Surroundings,
     processes: Processes,
     say: Callable[[str], None],
@@ -125,7 +126,7 @@ def _train_generator(
         "seed": config.seed,
     }
     grid = SampleGrid(run_folder(config), samples, config.picture, config.method, say)
-    _run(config, samples, objective, metadata, around, grid.draw)
+    _run(config, samples, going_on, objective, metadata, around, grid.draw)
 
 
 def train_mae(
@@ -151,10 +152,10 @@ def train_mae(
     network.encoder.activation_checkpointing = config.trainer.activation_checkpointing
     say(f"MAE      {_millions(network)}, on {_describe(processes)}, in {run_folder(config)}")
     metadata: dict[str, object] = {"dataset": config.dataset.name, "tokenizer": samples.tokenizer, "seed": config.seed}
-    with claimed(config, processes, if_busy):
+    with claimed(config, processes, if_busy) as going_on:
         stream = SampleStream(samples, config.mae.batch_size, config.seed, processes, config.dataset.num_workers)
         objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)
-        _run(config, samples, objective, metadata, around, draw=None)
+        _run(config, samples, going_on, objective, metadata, around, draw=None)
     return run_folder(config)
 
 
@@ -242,6 +243,7 @@ def _find_mae(
 def _run(
     config: GeneratorTrainConfig | MaeTrainConfig,
     samples: RealSamples,
+    going_on: bool,
     objective: Objective[Network, Any],
     metadata: dict[str, object],
     around: Surroundings,
@@ -250,7 +252,7 @@ def _run(
     started = describe_run(around.script, around.overrides)  # now: the checkout may move on while the run goes on
     run_dir, processes = run_folder(config), objective.processes
     settings = course_of(config, samples.facts)
-    if config.resume:
+    if going_on:
         with processes.agreed():
             check_settings(run_dir, settings)
     make_display = around.make_display if processes.is_main else around.quiet_display
@@ -262,10 +264,10 @@ def _run(
         draw=draw,
         metadata=metadata,
         seed=config.seed,
-        resume=config.resume,
+        resume=going_on,
     )
     if processes.is_main:
-        if config.resume:
+        if going_on:
             around.say(f"resume   from step {loop.state.step}")
         else:
             record_settings(run_dir, settings)
@@ -276,7 +278,8 @@ def _run(
         if not processes.is_main:
             sys.exit(RunStoppedError.exit_code)  # the first process tells the user
         raise RunStoppedError(
-            f"Stopped at step {loop.state.step}; everything is saved. Go on with the same command and resume=true."
+            f"Stopped at step {loop.state.step}; everything is saved. Go on with the same command and "
+            f"resume={AUTO}."  # which also suits an autoencoder that is trained for a generator without a checkpoint
         ) from None
     if processes.is_main:
         _finish(config, samples, loop, started, settings, around)

@@ -11,7 +11,14 @@ from typing import Any
 
 from drift_policy.errors import CheckpointError
 from drift_policy.manifest import write_json
-from drift_policy.training.folder_guard import OTHER_NAME, claimed_folder, differing_settings, refuse_changes
+from drift_policy.training.folder_guard import (
+    AUTO,
+    OTHER_NAME,
+    claimed_folder,
+    differing_settings,
+    goes_on,
+    refuse_changes,
+)
 from drift_policy.training.parallel import Processes
 from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import (
@@ -51,19 +58,20 @@ def run_folder(config: RunConfig) -> Path:
 
 
 @contextmanager
-def claimed(config: RunConfig, processes: Processes, if_busy: str = OTHER_NAME) -> Iterator[None]:
-    """Hold the folder of a run; the first process does so for all.
+def claimed(config: RunConfig, processes: Processes, if_busy: str = OTHER_NAME) -> Iterator[bool]:
+    """Hold the folder of a run, the first process for all; give whether to go on with what is there.
 
     Raises:
         UserError: see `claimed_folder`.
     """
     run_dir = run_folder(config)
+    has_run = CheckpointStore(run_dir).has_last
     with ExitStack() as claim:
         with processes.agreed():
             if processes.is_main:
-                has_run, how = CheckpointStore(run_dir).has_last, "the same command with resume=true"
+                how = f"the same command with resume={AUTO}"
                 claim.enter_context(claimed_folder(run_dir, has_run, config.resume, how, if_busy))
-        yield
+        yield goes_on(config.resume, has_run)  # no process has saved anything yet
 
 
 def record_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:

@@ -137,6 +137,25 @@ def test_stopped_and_resumed_runs_end_as_whole_ones(
     assert largest_difference(parts, compared) == 0
 
 
+def test_resume_auto_goes_on_where_the_autoencoder_was_stopped_too(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = loop_module.learning_rate
+    stops = [1, 4]  # steps of the autoencoder, which has three, and of the generator
+
+    def interrupting(step: int, config: object) -> float:
+        if step in stops:
+            stops.remove(step)
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(step, config)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop_module, "learning_rate", interrupting)
+    for stopped_at in (2, 5):
+        with pytest.raises(UserError, match=rf"Stopped at step {stopped_at}; .*resume=auto"):
+            train_tiny(tmp_path, "resume=auto")
+    assert largest_difference(train_tiny(tmp_path, "resume=auto"), whole) == 0
+
+
 def test_every_part_of_the_objective_reaches_the_weights(tmp_path: Path, whole: Path) -> None:
     for number, override in enumerate(
         (

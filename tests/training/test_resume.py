@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ def test_ctrl_c_and_resume_is_bit_exact(tmp_path: Path, monkeypatch: pytest.Monk
         saved = tensors_of(parts)
         assert bool((saved["policy.head.temperature_offsets"] != 0).all())
         assert torch.equal(load_policy(parts / "checkpoints/last").head.temperature_offsets, saved[EMA_OFFSETS])  # type: ignore[arg-type]
+
+
+def test_resume_auto_starts_a_run_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train(point_training(tmp_path / "whole"), [], QUIET)
+    same_command = point_training(tmp_path / "parts", resume="auto")
+    stop_before_step(monkeypatch, 7, press_ctrl_c)
+    with pytest.raises(UserError, match="Stopped at step 8"):
+        train(same_command, [], QUIET)
+    assert_same_state(whole, train(same_command, [], QUIET))
+    with pytest.raises(ConfigurationError, match="started with other values of seed"):
+        train(replace(same_command, seed=1), [], QUIET)
+    with pytest.raises(ConfigurationError, match="resume must be true, false or auto, but is 'maybe'"):
+        train(replace(same_command, resume="maybe"), [], QUIET)
 
 
 def test_ctrl_c_in_the_last_update_stops_before_the_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
