@@ -34,7 +34,7 @@ _NOT_OF_TASKS = ("noise_scale", "num_candidates", *_SWITCHES)  # plain settings 
 
 @dataclass
 class PolicyConfig:
-    """Everything that rebuilds a policy: sizes, head and network. The defaults are those of Push-T."""
+    """Everything that rebuilds a policy: sizes, head and network. Tasks set defaults of their own, in configs/task."""
 
     action_dim: int  # Da: numbers in one action
     observations: dict[str, ObservationSpec]  # what an observation consists of

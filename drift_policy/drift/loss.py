@@ -97,7 +97,7 @@ def drift_loss(
         weight_neg: column weights of `neg`, [B, N]; ones if absent.
         temperatures: kernel widths relative to the mean distance; also a tensor [R], which receives no gradient.
         affinity_floor: lower clip of the product of both softmaxes. The released code uses 1e-6, which lets
-            every far positive pull a little; 0 is the paper's formula, which keeps far modes apart.
+            every far positive pull a little; 0 is the paper's formula, under which far positives do not pull.
         scope: "batch" takes one distance scale and one force norm over the batch (released code);
             "group" takes them for each of the B problems.
         num_features: F, of which each has B / F of the problems, one feature after the other: the statistics of

@@ -28,7 +28,7 @@ class DriftHeadConfig:
     # The affinity kernel only:
     temperatures: list[float] = field(default_factory=lambda: [0.02, 0.05, 0.2])  # kernel widths over the mean distance
     learned_temperatures: bool = False  # from those; judged by how well the drifted samples forecast demonstrations
-    affinity_floor: float = 0.0  # 0 keeps far modes apart (the paper's formula); 1e-6 is the released code
+    affinity_floor: float = 0.0  # 0, the paper's formula: far positives do not pull; 1e-6: released code
     scope: str = "batch"  # statistics over the whole "batch" (released code) or for each observation ("group")
     # Both kernels:
     per_time_step: bool = False  # one kernel problem for each step of the chunk instead of one for the whole chunk
@@ -53,8 +53,9 @@ class DriftHeadConfig:
             f"head.kernel must be 'affinity' or 'energy', but is {self.kernel!r}.",
         )
         require(
-            self.kernel != "energy" or self.samples_per_observation > 1,
-            "head.samples_per_observation must be at least 2 with head.kernel=energy: samples repel each other.",
+            self.samples_per_observation > 1 or (self.kernel == "affinity" and self.affinity_floor > 0),
+            "head.samples_per_observation must be at least 2: samples repel each other, and a single one would learn "
+            "nothing. To regress on one, take policy=regression (or head.kernel=affinity head.affinity_floor=1e-6).",
         )
         self._check_learned_temperatures()
         require(

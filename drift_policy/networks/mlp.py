@@ -70,7 +70,7 @@ class Mlp(ActionNetwork):
     """Residual MLP.
 
     The input layer is a linear layer on the concatenated sample and observation, split in two so that the observation's
-    part is computed once for its G samples. With the defaults and Push-T's sizes (condition 40, chunk 16 x 2): 816,416
+    part is computed once for its G samples. With the defaults, a condition of 40 numbers and a chunk of 16 x 2: 816,416
     parameters.
     """
 

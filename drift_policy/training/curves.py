@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 # Panel title -> metrics in it. A panel without any of its metrics is left out.
 _PANELS: dict[str, tuple[str, ...]] = {
     "rollouts (score, success)": ("rollout/score", "rollout/success"),
-    "held-out error (normalised, squared)": ("val/action_mse", "val/typical_mse"),
+    "held-out error (normalised, squared)": ("val/action_mse", "val/typical_mse", "val/executed_mse"),
     "training error (squared)": ("train/action_mse", "train/noise_mse", "train/velocity_mse", "train/reconstruction"),
     "accuracy of the classifier": ("train/accuracy",),
     "raw force per temperature": ("train/force_*",),

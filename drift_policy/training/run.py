@@ -317,5 +317,5 @@ def _choice(config: TrainConfig, data: TrainingData) -> str:
     if config.task.env is not None:
         return "score of rollouts" if config.trainer.rollout_every else "step: the last one, as there are no rollouts"
     if data.validation is not None:
-        return "held-out action error, as the task has no environment"
+        return "held-out action error of its own decisions, as the task has no environment"
     return "step: the last one, as the task has no environment and no episode is held out"

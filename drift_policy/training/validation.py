@@ -7,9 +7,10 @@ from drift_policy.data.dataset import WindowDataset
 from drift_policy.heads.drift import sample_spread
 from drift_policy.policy import Policy
 from drift_policy.policy_config import ACTION
+from drift_policy.runtime.spec import executed_steps
 from drift_policy.training.batches import to_device
 
-CHOICE_ERROR = "val/action_mse"  # what checkpoints are chosen by where there is no environment
+CHOICE_ERROR = "val/executed_mse"  # what checkpoints are chosen by where there is no environment
 _SAMPLES = 4
 
 
@@ -33,7 +34,8 @@ class Validation:
 
         "val/action_mse" is the error of single samples, "val/typical_mse" that of the chunk without noise,
         "val/spread" the standard deviation between the samples of an observation, "val/action_error" the
-        root mean squared error of samples in the units of the demonstrations.
+        root mean squared error of samples in the units of the demonstrations, "val/executed_mse" the error of the
+        steps that a decision executes, with the policy's own noise scale and candidates.
         """
         action = self._batch[ACTION]
         # Its own generator: measuring must not change the course of the training.
@@ -46,4 +48,7 @@ class Validation:
         if policy.num_evaluations == 1:
             typical = policy.sample_actions(self._batch["obs"], 1, generator=generator, noise_scale=0.0)
             metrics["val/typical_mse"] = (normalize(ACTION, typical) - target).square().mean()
+        decided = policy.predict_action(self._batch["obs"], generator=generator)["action"]
+        demonstrated = executed_steps(target.squeeze(1), policy.n_obs_steps, policy.n_action_steps)
+        metrics["val/executed_mse"] = (normalize(ACTION, decided) - demonstrated).square().mean()
         return {name: float(value) for name, value in metrics.items()}

@@ -50,6 +50,14 @@ def test_samples_and_kernel_of_a_task_are_those_of_the_drift_heads_alone() -> No
     assert composed("task=block_push", "policy.head.kernel=affinity").policy["head"]["kernel"] == "affinity"
 
 
+@pytest.mark.parametrize("policy", ["drift", "drift_unet", "drift_unet_image", "drift_transformer"])
+def test_every_drift_policy_decides_as_the_task_says(policy: str) -> None:
+    of_task = composed("task=pusht", f"policy={policy}").policy
+    assert (of_task["noise_scale"], of_task["num_candidates"], of_task["mirrored"]) == (1.0, 16, True)
+    default = composed("task=lift", f"policy={policy}").policy
+    assert (default["noise_scale"], default["num_candidates"], default["mirrored"]) == (0.5, 1, False)
+
+
 def test_the_noise_of_a_task_is_that_of_the_drift_policies_alone() -> None:
     assert composed("task=adroit_door").policy["noise_scale"] == 0.0
     assert composed("task=adroit_door", "policy=drift_unet").policy["noise_scale"] == 0.0

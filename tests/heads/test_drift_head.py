@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from drift_policy.drift import drift_loss, temperature_score
+from drift_policy.errors import ConfigurationError
 from drift_policy.heads.drift import DriftHead, DriftHeadConfig, sample_spread
 
 B, G, TP, DA, C = 4, 3, 5, 2, 7
@@ -196,6 +197,12 @@ def test_a_constant_weight_needs_no_step_and_draws_nothing_more() -> None:
     assert head.scheduled(B, None) == head.scheduled(B, 3) == {}
     _, metrics = compute_loss(head, *make_batch())
     assert "regression_weight" not in metrics
+
+
+@pytest.mark.parametrize("settings", [{}, {"kernel": "energy"}, {"kernel": "energy", "affinity_floor": 1e-6}])
+def test_a_single_sample_that_would_learn_nothing_is_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="samples_per_observation must be at least 2"):
+        DriftHeadConfig(samples_per_observation=1, **settings)
 
 
 LEARNED: dict[str, Any] = {"samples_per_observation": 5, "temperatures": [0.05, 0.2], "learned_temperatures": True}

@@ -57,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_best_checkpoint_has_the_lowest_held_out_error(run: Path) -> None:
     with (run / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    errors = {int(row["step"]): float(row["val/action_mse"]) for row in rows if row["val/action_mse"]}
+    errors = {int(row["step"]): float(row["val/executed_mse"]) for row in rows if row["val/executed_mse"]}
     index = json.loads((run / "checkpoints" / "index.json").read_text())
     assert len(errors) == 2 and not any("rollout" in name for name in rows[0])
     assert index["best"] == f"step_{min(errors, key=lambda step: errors[step]):08d}"

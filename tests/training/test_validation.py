@@ -1,0 +1,50 @@
+"""What is measured on held-out windows while a policy is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from drift_policy.data.dataset import WindowDataset
+from drift_policy.policy import Policy
+from drift_policy.task import load_demonstrations
+from drift_policy.training.run import build_policy_and_data
+from drift_policy.training.validation import CHOICE_ERROR, Validation
+from tests.helpers.point_task import point_training
+
+CPU = torch.device("cpu")
+HEAD = {"name": "drift", "samples_per_observation": 4}
+NETWORK = {"name": "mlp", "width": 16, "depth": 1}
+WINDOWS = 1000  # more than there are, so that all are measured
+
+
+def untrained(folder: Path, **policy: Any) -> tuple[Policy, WindowDataset]:
+    """Return a policy with these settings, the same weights whenever it is called, and the held-out windows."""
+    config = point_training(folder, policy={"head": HEAD, "network": NETWORK, **policy})
+    demonstrations = load_demonstrations(config.task, config.data_path, False, lambda _: None)
+    torch.manual_seed(0)
+    policy_of_it, data = build_policy_and_data(config, demonstrations, CPU)
+    assert isinstance(data.validation, WindowDataset)
+    return policy_of_it.eval(), data.validation
+
+
+def test_the_error_that_chooses_is_that_of_the_executed_steps(tmp_path: Path) -> None:
+    policy, windows = untrained(tmp_path, noise_scale=0.0)
+    batch = windows.batch(np.arange(len(windows)))
+    decided = policy.predict_action({"obs": batch["obs"]["obs"]})["action"]
+    scaled = policy.normalizer.normalize("action", decided)
+    demonstrated = policy.normalizer.normalize("action", torch.as_tensor(batch["action"])[:, 1:5])  # To 2, Ta 4
+    error = float((scaled - demonstrated).square().mean())
+    assert Validation(windows, WINDOWS, CPU).measure(policy)[CHOICE_ERROR] == pytest.approx(error, rel=1e-5)
+
+
+def test_the_error_that_chooses_is_that_of_the_policy_s_own_decisions(tmp_path: Path) -> None:
+    settings: list[dict[str, Any]] = [{"noise_scale": 0.0}, {"noise_scale": 1.0}, {"num_candidates": 8}]
+    measured = []
+    for setting in settings:
+        policy, windows = untrained(tmp_path, **setting)
+        measured.append(Validation(windows, WINDOWS, CPU).measure(policy))
+    assert len({metrics[CHOICE_ERROR] for metrics in measured}) == len(settings)
+    assert len({metrics["val/action_mse"] for metrics in measured}) == 1  # of single samples with all of the noise
