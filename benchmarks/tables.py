@@ -195,7 +195,7 @@ def method_table(task: str, results: Path) -> str:
         scores = [row[2]] if shows_score else [mean_and_interval(phase_interval(runs, phase)) for phase in phases]
         rows.append([*row[:2], *scores, *row[3:], demonstrations(runs)])
     scores = [f"max {score_name}"] if shows_score else phases
-    timing = ["training seeds", "training [min]", "decision p50 [ms]"]
+    timing = ["training seeds", "steps x windows", "training [min]", "decision p50 [ms]"]
     return markdown(["policy", "evaluations", *scores, "success", *timing, "demonstrations"], rows)
 
 
@@ -255,7 +255,17 @@ TABLES: dict[str, Callable[[Path], str]] = {
 # Filled in where a page has their markers.
 OPTIONAL_TABLES: dict[str, Callable[[Path], str]] = {
     task: partial(method_table, task)
-    for task in ("adroit_door", "block_push", "kitchen", "lift", "can", "square", "tool_hang", "transport")
+    for task in (
+        "adroit_door",
+        "block_push",
+        "kitchen",
+        "kitchen_abs",
+        "lift",
+        "can",
+        "square",
+        "tool_hang",
+        "transport",
+    )
 }
 
 
@@ -292,6 +302,7 @@ def _method_table(folder: Path, kinds: Sequence[tuple[str, str]]) -> str:
         "max coverage",
         "success",
         "training seeds",
+        "steps x windows",
         "training [min]",
         "decision p50 [ms]",
         "start states",
@@ -314,9 +325,15 @@ def _method_row(label: str, runs: list[Manifest]) -> list[str]:
         ", ".join(sorted(evaluations)),
         *_scores(runs),
         str(len(runs)),
+        ", ".join(sorted({_work(run) for run in runs})),
         f"{sum(minutes) / len(minutes):.1f}",
         f"{sum(latency) / len(latency):.2f}" if latency else "",
     ]
+
+
+def _work(run: Manifest) -> str:
+    """Return how many updates a training made, and of how many windows each."""
+    return f"{run['training']['steps']:,} x {run['config']['trainer']['batch_size']}"
 
 
 def _decides_for_many(run: Manifest) -> bool:

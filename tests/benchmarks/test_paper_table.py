@@ -19,7 +19,8 @@ def manifest(seed: int, scores: list[float], **changes: Any) -> dict[str, Any]:
         "episodes": episodes,
         **changes.pop("evaluation", {}),
     }
-    return {"seed": seed, "data": data, "training": {"seconds": 600.0}, "evaluation": evaluation, **changes}
+    training, config = {"seconds": 600.0, "steps": 5000}, {"trainer": {"batch_size": 64}}
+    return {"seed": seed, "data": data, "training": training, "config": config, "evaluation": evaluation, **changes}
 
 
 def write(results: Path, task: str, policy: str, *manifests: dict[str, Any]) -> None:
@@ -100,9 +101,10 @@ def test_the_table_of_any_task_shows_what_its_runs_have(tmp_path: Path) -> None:
     write(tmp_path, "lift", "drift_floor_zero", manifest(0, [0.0], data=data))
     lines = tables.method_table("lift", tmp_path).splitlines()
     assert lines[0] == (
-        "| policy | evaluations | success | training seeds | training [min] | decision p50 [ms] | demonstrations |"
+        "| policy | evaluations | success | training seeds | steps x windows | training [min] | decision p50 [ms] "
+        "| demonstrations |"
     )
-    assert lines[2] == "| **drift** (default) | 1 | 0.75 [0.30, 0.95] | 2 | 10.0 | 0.50 | 100 scripted |"
+    assert lines[2] == "| **drift** (default) | 1 | 0.75 [0.30, 0.95] | 2 | 5,000 x 64 | 10.0 | 0.50 | 100 scripted |"
     assert [line.split(" |")[0] for line in lines[3:]] == ["| diffusion (DDPM)", "| drift floor zero"]
     phased = manifest(0, [1.0, 0.5], evaluation={"phases": {"p1": {}, "p2": {}}})
     write(tmp_path, "block_push", "drift", phased)

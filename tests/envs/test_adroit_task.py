@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from drift_policy.config import parse_config
-from drift_policy.task import TaskConfig, load_demonstrations
+from drift_policy.task import TaskConfig, load_demonstrations, make_windows
+from drift_policy.task_files import load_task
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("DRIFT_POLICY_DATA", "")) / "adroit_door/door_human_demos.npz"
@@ -34,6 +35,33 @@ def test_the_real_demonstrations_are_found_and_read() -> None:
     assert (buffer.episode_lengths.min(), buffer.episode_lengths.max()) == (223, 300)
     # Fixed for ever: any other value means that a step, a number or an episode end is read differently.
     assert buffer.content_hash() == "44d9f7838977a7b04b517ac247060a6dd9688128338d2d24287a65d167ba10cf"
+
+
+def test_the_same_demonstrations_in_minari_s_format_are_the_same_task(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py", reason="needs the package `h5py` of the hdf5 extra")
+    rng = np.random.default_rng(0)
+    episodes = [(rng.normal(size=(length + 1, 39)), rng.normal(size=(length, 28))) for length in (12, 17)]
+    file = tmp_path / "minari" / "data" / "main_data.hdf5"
+    file.parent.mkdir(parents=True)
+    with h5py.File(file, "w") as data:
+        for number, (observations, actions) in enumerate(episodes):
+            group = data.create_group(f"episode_{number}")
+            group["observations"], group["actions"], group["rewards"] = observations, actions, np.zeros(len(actions))
+    steps = {
+        "observation": np.concatenate([observations[:-1] for observations, _ in episodes]),
+        "action": np.concatenate([actions for _, actions in episodes]),
+    }
+    np.savez(tmp_path / "demos.npz", **steps, episode_ends=np.array([12, 29]))
+    sources = {"adroit_door": tmp_path / "demos.npz", "adroit_door_minari": tmp_path / "minari"}
+    tasks = {name: load_task(ROOT / "configs" / "task", name) for name in sources}
+    batches = []
+    for name, path in sources.items():
+        buffer = load_demonstrations(tasks[name], str(path), False, lambda _: None).buffer
+        windows = make_windows(tasks[name], buffer, np.ones(2, bool), horizon=4, n_obs_steps=2, n_action_steps=2)
+        batches.append(windows.batch(np.arange(len(windows))))
+    np.testing.assert_array_equal(*(np.asarray(batch["obs"]["obs"]) for batch in batches))
+    np.testing.assert_array_equal(*(np.asarray(batch["action"]) for batch in batches))
+    assert tasks["adroit_door"].env == tasks["adroit_door_minari"].env
 
 
 def test_training_and_evaluation_run_end_to_end(tmp_path: Path) -> None:
