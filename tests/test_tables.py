@@ -13,7 +13,8 @@ def manifest(seed: int, scores: list[float]) -> dict[str, Any]:
     episodes = [{"score": score, "success": score == 1.0} for score in scores]
     return {
         "seed": seed,
-        "training": {"seconds": 600.0, "checkpoints": [{"step": 10}]},
+        "training": {"seconds": 600.0, "steps": 10, "checkpoints": [{"step": 10}]},
+        "config": {"trainer": {"batch_size": 64}},
         "evaluation": {"network_evaluations": 1, "latency_ms": {"p50": 0.5}, "episodes": episodes},
     }
 
