@@ -47,6 +47,11 @@ class Sampler:
         """Side of what is drawn: of an image in pixels, or of a latent without tokenizer."""
         return self.generator.config.input_size * (1 if self.tokenizer is None else self.tokenizer.factor)
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of what is drawn: of an image in pixels, or of a latent without tokenizer."""
+        return self.generator.config.out_channels if self.tokenizer is None else self.tokenizer.image_channels
+
     @torch.inference_mode()
     def draw(self, class_ids: Tensor, seed: int, first: int = 0) -> Tensor:
         """Draw images (latents without tokenizer).

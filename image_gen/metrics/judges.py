@@ -17,6 +17,7 @@ from image_gen.models import MAE
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 _INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+INCEPTION_FEATURES = 2048
 _INCEPTION_CLASSES = 1008
 
 
@@ -116,7 +117,7 @@ class InceptionJudge:
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
 
-            network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+            network = NoTrainInceptionV3("inception-v3-compat", [str(INCEPTION_FEATURES), "logits_unbiased"], str(path))
         except ModuleNotFoundError as error:
             raise CheckpointError(
                 "The Inception network comes with torch-fidelity: pip install torch-fidelity (it needs torchvision), "

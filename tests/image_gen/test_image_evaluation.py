@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from drift_policy.errors import DataError
+from drift_policy.errors import ConfigurationError, DataError
 from image_gen import evaluation
 from image_gen.baselines.classifier import ImageClassifier
 from image_gen.data.cache_latents import CacheConfig, cache_latents
 from image_gen.evaluation import EvaluateConfig, make_judge, random_rows, score
-from image_gen.metrics.judges import Judgement, MaeJudge
+from image_gen.metrics.judges import ClassifierJudge, Judge, Judgement, MaeJudge
 from image_gen.metrics.statistics import moments_of
 from image_gen.models import build_generator, build_mae
-from image_gen.reference import Reference, make_reference
+from image_gen.reference import Reference, make_reference, to_images, with_channels
 from image_gen.sampling import Sampler
 from image_gen.tokenizers import Tokenizer
 from image_gen.tokenizers.pixels import Pixels
@@ -67,6 +67,60 @@ def test_images_of_a_file_are_judged_on_the_device(tmp_path: Path) -> None:
     assert [(len(images), images.device) for images in judge.seen] == [(3, META), (2, META)]
 
 
+def write_statistics(path: Path, width: int, **images: np.ndarray) -> str:
+    np.savez(path, mu=np.zeros(width), sigma=np.eye(width), **images)
+    return str(path)
+
+
+def test_statistics_are_inceptions_alone(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    bare = write_statistics(tmp_path / "bare.npz", 3)
+    both = write_statistics(tmp_path / "both.npz", 3, arr_0=pixels)
+    with pytest.raises(ConfigurationError, match="Inception's features alone, but the network is a fake"):
+        make_reference(bare, None, FakeJudge(), tiny_sampler(), 4, QUIET)
+    reference = make_reference(both, None, FakeJudge(), tiny_sampler(), 4, QUIET)
+    assert reference.features is not None
+    assert torch.equal(reference.moments.mean, reference.features.double().mean(dim=0))  # not mu, which is zero
+
+
+def test_inception_is_compared_with_statistics_of_its_width(tmp_path: Path) -> None:
+    judge = FakeJudge()
+    judge.is_inception = True
+    with pytest.raises(DataError, match="mu has 3 entries, but Inception has 2048"):
+        make_reference(write_statistics(tmp_path / "few.npz", 3), None, judge, tiny_sampler(), 4, QUIET)
+    assert judge.seen == []
+    pixels = np.zeros((5, 9, 9, 3), dtype=np.uint8)
+    full = write_statistics(tmp_path / "full.npz", 2048, arr_0=pixels)
+    reference = make_reference(full, None, judge, tiny_sampler(), 5, QUIET)
+    assert reference.moments.mean.shape == (2048,)
+    assert reference.features is not None and reference.features.shape[0] == 5
+    assert judge.seen[0].shape == (5, 3, 9, 9)  # as they are
+
+
+@pytest.mark.parametrize("network", ["classifier", "mae"])
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_a_grey_generator_is_compared_with_grey_images(tmp_path: Path, network: str, kind: str) -> None:
+    write_images(tmp_path / "folder", 4)
+    levels = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "folder").iterdir())]
+    np.savez(tmp_path / "file.npz", arr_0=np.stack(levels))
+    if network == "mae":
+        mae = build_mae("digits_tiny", base_channels=4, layers=[1, 1, 1, 1])
+        judge: Judge = MaeJudge(str(mae.save_pretrained(tmp_path / "mae")), torch.device("cpu"))
+    else:
+        judge = ClassifierJudge(ImageClassifier(1, 10), "digits", torch.device("cpu"))
+    given = tmp_path / ("folder" if kind == "folder" else "file.npz")
+    reference = make_reference(str(given), None, judge, tiny_sampler(), 4, QUIET)
+    assert reference.features is not None and len(reference.features) == 4
+
+
+def test_grey_is_what_pil_makes_of_colours() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    grey = np.asarray(Image.fromarray(pixels).convert("L")).astype(float)
+    ours = (with_channels(to_images(pixels[None]), 1)[0, 0].numpy() + 1) * 127.5
+    assert np.abs(ours - grey).max() < 0.6  # PIL rounds
+    assert torch.equal(with_channels(torch.ones(2, 1, 3, 3), 3), torch.ones(2, 3, 3, 3))
+
+
 class Squares(Tokenizer):
     """Latents are the means of squares of seven pixels."""
 
@@ -92,8 +146,9 @@ def test_any_folder_of_images_is_a_reference(tmp_path: Path, folders: list[str])
     for name in folders:
         write_images(tmp_path / name, 6 // len(folders))
     (tmp_path / "notes.txt").write_text("no image")
-    judge = FakeJudge()
-    reference = make_reference(str(tmp_path), None, judge, tiny_sampler(), 4, QUIET)
+    judge, sampler = FakeJudge(), tiny_sampler()
+    sampler.tokenizer = Pixels(3)
+    reference = make_reference(str(tmp_path), None, judge, sampler, 4, QUIET)
     assert reference.features is not None and reference.features.shape == (6, 3)
     assert reference.name == str(tmp_path)
     assert reference.facts == {"images": 6, "image_size": 8}
