@@ -35,7 +35,8 @@ class EvaluateConfig:
     reference: str | None = None  # .npz of statistics or images, or a folder: all images in it; null is the data set
     num_samples: int = 50000  # generated images, equally many of each class
     num_nearest: int = 3  # k of precision and recall
-    num_manifold: int = 10000  # images of each side that precision and recall use; real ones are chosen at random
+    # Real images that precision and recall use at most, chosen at random; all generated ones count, as is published.
+    num_manifold: int = 10000
     splits: int = 10  # parts of the Inception Score
     network: str = "inception"  # "inception", "classifier" (trained on the data first), or "mae:<folder>"
     network_weights: str | None = None  # file of the Inception weights; null looks in the cache
@@ -77,7 +78,8 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
         flow_steps=config.flow_steps,
     )
     data = _data_config(config, metadata)
-    real = None if data is None else open_samples(data, seed=0)
+    # A given reference takes the place of the data, which need not be there then.
+    real = None if data is None or config.reference is not None else open_samples(data, seed=0)
     judge = make_judge(config.network, config.network_weights, data, device)
     reference = make_reference(config.reference, real, judge, sampler, config.batch_size, console)
     drawing = replace(sampler, tokenizer=None) if judge.space == "latents" else sampler
@@ -120,10 +122,10 @@ def score(
         mean, deviation = inception_score(judged.logits, config.splits)
         scores |= {label: mean, f"{label}, deviation over splits": deviation}
     if reference.features is not None:
-        # Generated classes take turns, so the first images are of all of them; real images are often sorted by class.
-        generated = judged.features[: config.num_manifold]
         real = random_rows(reference.features, config.num_manifold, config.seed)
-        precision, recall = precision_recall(generated, real, config.num_nearest)
+        # On the generator's device: 50,000 generated images have 2.5 billion distances among themselves.
+        both = (features.to(sampler.device) for features in (judged.features, real))
+        precision, recall = precision_recall(*both, config.num_nearest)
         scores |= {"precision": precision, "recall": recall}
     if judged.logits is not None and judge.knows_classes:
         scores["accuracy"] = float((judged.logits.argmax(dim=1) == class_ids).double().mean())

@@ -1,5 +1,6 @@
 """The evaluation beyond its formulas: devices, references, and what a network can say."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from rich.console import Console
 
 from drift_policy.errors import ConfigurationError, DataError
 from image_gen import evaluation
+from image_gen.artifacts import save_model
 from image_gen.baselines.classifier import ImageClassifier
 from image_gen.data.cache_latents import CacheConfig, cache_latents
-from image_gen.evaluation import EvaluateConfig, make_judge, random_rows, score
+from image_gen.evaluation import EvaluateConfig, evaluate, make_judge, random_rows, score
 from image_gen.metrics.judges import ClassifierJudge, Judge, Judgement, MaeJudge
 from image_gen.metrics.statistics import moments_of
 from image_gen.models import build_generator, build_mae
@@ -201,6 +203,42 @@ def test_precision_takes_real_images_of_all_classes() -> None:
     config = EvaluateConfig(ckpt="x", num_samples=200, num_manifold=200, splits=1)
     scores = score(tiny_sampler(), LevelJudge(), Reference(moments_of(real), real, "sorted"), config, QUIET)
     assert scores["precision"] > 0.8
+
+
+def test_recall_takes_all_generated_images() -> None:
+    real = around(torch.arange(10).repeat_interleave(10))
+    config = EvaluateConfig(ckpt="x", num_samples=200, num_manifold=5, num_nearest=1, splits=1)
+    sizes: list[tuple[int, int]] = []
+
+    def noted(generated: torch.Tensor, chosen: torch.Tensor, num_nearest: int) -> tuple[float, float]:
+        sizes.append((len(generated), len(chosen)))
+        return 0.5, 0.5
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "precision_recall", noted)
+        score(tiny_sampler(), LevelJudge(), Reference(moments_of(real), real, "sorted"), config, QUIET)
+    assert sizes == [(200, 5)]
+
+
+def test_a_reference_takes_the_place_of_the_training_data(tmp_path: Path) -> None:
+    trained_on = asdict(DataConfig(latents=str(tmp_path / "not here")))
+    metadata = {"tokenizer": "pixels", "data_config": trained_on}
+    sizes = {"hidden_size": 16, "cond_dim": 16, "depth": 1, "num_heads": 2, "n_cls_tokens": 1, "noise_coords": 2}
+    generator = save_model(build_generator("digits_tiny", **sizes), tmp_path / "generator", metadata)
+    mae = build_mae("digits_tiny", base_channels=4, layers=[1, 1, 1, 1])
+    write_images(tmp_path / "images", 8)
+    config = EvaluateConfig(
+        ckpt=str(generator),
+        network=f"mae:{mae.save_pretrained(tmp_path / 'mae')}",
+        num_samples=20,
+        splits=1,
+        batch_size=4,
+        reference=str(tmp_path / "images"),
+    )
+    result = evaluate(config, [], QUIET)
+    assert result["reference"]["images"] == 8
+    with pytest.raises(DataError, match="not here"):
+        evaluate(replace(config, reference=None), [], QUIET)
 
 
 def test_the_choice_of_real_images_is_seeded_and_without_replacement() -> None:

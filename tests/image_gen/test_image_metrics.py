@@ -7,6 +7,7 @@ from scipy.linalg import sqrtm
 
 from drift_policy.errors import CheckpointError, ConfigurationError, DataError
 from image_gen.evaluation import EvaluateConfig, make_judge
+from image_gen.metrics import statistics
 from image_gen.metrics.judges import InceptionJudge
 from image_gen.metrics.statistics import (
     Moments,
@@ -59,6 +60,21 @@ def test_precision_and_recall_of_known_sets() -> None:
     assert 0.4 < recall < 0.7
     with pytest.raises(ValueError, match="more than num_nearest=3"):
         precision_recall(real[:3], real)
+
+
+def test_precision_and_recall_hold_few_distances_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, real = normal(3000, 2, 0).float(), normal(2500, 2, 1).float()
+    distances, most = torch.cdist, []
+
+    def noted(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+        most.append(len(one))
+        return distances(one, two)
+
+    monkeypatch.setattr(torch, "cdist", noted)
+    in_parts = precision_recall(generated, real)
+    assert max(most) <= 1024
+    monkeypatch.setattr(statistics, "_CHUNK", 5000)
+    assert precision_recall(generated, real) == pytest.approx(in_parts, abs=1e-3)
 
 
 def test_features_that_are_not_finite_are_refused() -> None:
