@@ -12,14 +12,14 @@ from rich.console import Console
 from torch import Tensor
 
 from drift_policy.device import choose_device
-from drift_policy.errors import ConfigurationError, require
+from drift_policy.errors import ConfigurationError, DataError, require
 from drift_policy.manifest import describe_run, write_json
 from image_gen.artifacts.location import TRAINED_FOLDER
 from image_gen.baselines.classifier import train_classifier
 from image_gen.metrics.judges import ClassifierJudge, InceptionJudge, Judge, MaeJudge
 from image_gen.metrics.statistics import frechet_distance, inception_score, moments_of, precision_recall
 from image_gen.reference import Reference, judge_all, make_reference
-from image_gen.sampling import Sampler, load_sampler
+from image_gen.sampling import Sampler, load_sampler, require_seed
 from image_gen.training.config import DataConfig
 from image_gen.training.samples import RealSamples, open_samples
 
@@ -60,6 +60,13 @@ class EvaluateConfig:
             self.num_samples >= self.splits,
             f"num_samples={self.num_samples} cannot be split into {self.splits} parts.",
         )
+        for name in ("num_samples", "num_manifold"):
+            require(
+                getattr(self, name) > self.num_nearest,
+                f"{name}={getattr(self, name)} must be more than num_nearest={self.num_nearest}: each image's nearest "
+                "others are looked for.",
+            )
+        require_seed(self.seed)
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console) -> dict[str, Any]:
@@ -111,12 +118,25 @@ def score(
     Returns:
         Names with the network in them: only Inception's distance is called FID. A network without classifier gives no
         Inception-like score and no accuracy.
+
+    Raises:
+        ConfigurationError: the generator's images give features that are not finite.
+        DataError: the reference has too few images for precision and recall.
     """
+    if reference.features is not None and len(reference.features) <= config.num_nearest:
+        raise DataError(
+            f"{reference.name} has {len(reference.features)} images, but precision and recall need more than "
+            f"num_nearest={config.num_nearest}: give a reference with more, or lower num_nearest."
+        )
     class_ids = torch.arange(config.num_samples) % sampler.generator.config.num_classes
     images = sampler.stream(class_ids, config.seed, config.batch_size)
     judged = judge_all(judge, images, config.num_samples, "generated", console)
     distance = "FID" if judge.is_inception else f"Frechet distance in {judge.name} features"
-    scores: dict[str, Any] = {distance: frechet_distance(moments_of(judged.features), reference.moments)}
+    try:
+        moments = moments_of(judged.features)
+    except ValueError as error:
+        raise ConfigurationError(f"The generated images cannot be judged. {error} Take another ckpt.") from error
+    scores: dict[str, Any] = {distance: frechet_distance(moments, reference.moments)}
     if judged.logits is not None:
         label = "Inception Score" if judge.is_inception else f"exp(KL) score by {judge.name}"
         mean, deviation = inception_score(judged.logits, config.splits)

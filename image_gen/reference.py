@@ -55,7 +55,7 @@ def make_reference(
 
     Raises:
         ConfigurationError: no reference is known, or it is in another space than the network's.
-        DataError: a file or folder is missing or damaged.
+        DataError: a file or folder is missing or damaged, or holds too few images.
     """
     if given is not None:
         path = Path(given).expanduser()
@@ -73,7 +73,8 @@ def make_reference(
     features = judge_all(judge, batches, len(real.dataset), "real", console).features
     # A cache of latents says the name of its data set under another key.
     name = real.facts["name"] if "name" in real.facts else real.facts["dataset"]
-    return Reference(moments_of(features), features, f"{name}, {real.facts['split']}", real.facts)
+    name = f"{name}, {real.facts['split']}"
+    return Reference(_moments(features, name), features, name, real.facts)
 
 
 def judge_all(judge: Judge, batches: Iterable[Tensor], total: int, what: str, console: Console) -> Judgement:
@@ -131,7 +132,7 @@ def _from_file(path: Path, judge: Judge, sampler: Sampler, batch_size: int, cons
 
         images = ArrayImages(pixels, np.zeros(len(pixels), dtype=np.int64), ["all"])
         features = _judge_collection(images, judge, sampler, batch_size, console)
-    moments = moments or moments_of(features)  # type: ignore[arg-type]  # one of both is there
+    moments = moments or _moments(features, str(path))  # type: ignore[arg-type]  # one of both is there
     return Reference(moments, features, path.name)
 
 
@@ -141,7 +142,14 @@ def _from_folder(path: Path, judge: Judge, sampler: Sampler, batch_size: int, co
     images = AllImages(path)
     features = _judge_collection(images, judge, sampler, batch_size, console)
     facts = {"images": len(images), "image_size": sampler.image_size}
-    return Reference(moments_of(features), features, str(path), facts)
+    return Reference(_moments(features, str(path)), features, str(path), facts)
+
+
+def _moments(features: Tensor, name: str) -> Moments:
+    try:
+        return moments_of(features)
+    except ValueError as error:
+        raise DataError(f"{name} cannot be compared with: {error}") from error
 
 
 def _judge_collection(images: ImageSet, judge: Judge, sampler: Sampler, batch_size: int, console: Console) -> Tensor:

@@ -13,7 +13,7 @@ from drift_policy.device import choose_device
 from drift_policy.errors import require
 from image_gen.evaluation import beside
 from image_gen.pictures import draw_grid, write_png
-from image_gen.sampling import load_sampler
+from image_gen.sampling import load_sampler, require_seed
 
 
 @dataclass
@@ -36,6 +36,7 @@ class SampleConfig:
         for name in ("per_class", "batch_size"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}.")
         require(self.classes is None or len(self.classes) > 0, "classes must be null or name at least one class.")
+        require_seed(self.seed)
 
 
 def sample(config: SampleConfig, console: Console) -> Path:

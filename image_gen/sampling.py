@@ -17,6 +17,16 @@ from image_gen.models import DiT
 from image_gen.tokenizers import Tokenizer, build_tokenizer
 
 DRIFT, FLOW = "drift", "flow"
+_SEEDS = 2**32  # with a multiple of it and the number of an image, a generator's 64 bits are far from full
+
+
+def require_seed(seed: int) -> None:
+    """Require a seed that images can be drawn with.
+
+    Raises:
+        ConfigurationError: it is negative or too large.
+    """
+    require(0 <= seed < _SEEDS, f"seed must be from 0 to {_SEEDS - 1}, but is {seed}.")
 
 
 @dataclass

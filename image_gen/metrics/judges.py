@@ -99,7 +99,7 @@ class InceptionJudge:
         device: where to judge.
 
     Raises:
-        CheckpointError: torch-fidelity or the weights are missing.
+        CheckpointError: torch-fidelity or the weights are missing, or the weights are damaged.
     """
 
     name = "Inception-v3 (2015-12-05)"
@@ -109,11 +109,11 @@ class InceptionJudge:
 
     def __init__(self, weights: str | None, device: torch.device) -> None:
         path = Path(weights) if weights is not None else cache_folder() / "inception" / INCEPTION_FILE
+        how = f"Get them with\n  mkdir -p {path.parent} && curl -L --fail -o {path} {_INCEPTION_URL}\nor judge with "
+        how += "another network: network=classifier."
         if not path.is_file():
-            raise CheckpointError(
-                f"The Inception weights are not at {path}. Get them with\n  mkdir -p {path.parent} && "
-                f"curl -L -o {path} {_INCEPTION_URL}\nor judge with another network: network=classifier."
-            )
+            raise CheckpointError(f"The Inception weights are not at {path}. {how}")
+        _require_tensors(path, how)
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -123,6 +123,8 @@ class InceptionJudge:
                 "The Inception network comes with torch-fidelity: pip install torch-fidelity (it needs torchvision), "
                 "or judge with another network: network=classifier."
             ) from error
+        except (RuntimeError, KeyError) as error:  # of load_state_dict
+            raise CheckpointError(f"The weights in {path} are not those of the Inception network. {how}") from error
         self._network = network.to(device)
 
     @torch.inference_mode()
@@ -133,3 +135,18 @@ class InceptionJudge:
         # Its own forward method drops the second output.
         features, logits = self._network._torch_fidelity_forward(levels)
         return Judgement(features.flatten(1), logits.reshape(len(images), _INCEPTION_CLASSES))
+
+
+def _require_tensors(path: Path, how: str) -> None:
+    """Require a file that holds tensors alone: torch-fidelity reads it by torch.load, which may run what is in it.
+
+    Raises:
+        CheckpointError: it is damaged, or holds anything else.
+    """
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises nearly anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged, or holds more than weights ({reason}). {how}") from error
+    if not (isinstance(held, dict) and all(isinstance(value, Tensor) for value in held.values())):
+        raise CheckpointError(f"{path} holds no weights by name. {how}")

@@ -173,6 +173,32 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
             make_reference(str(folder), None, FakeJudge(), tiny_sampler(), 4, QUIET)
 
 
+def test_references_of_too_few_images_are_refused(tmp_path: Path) -> None:
+    write_images(tmp_path, 1)
+    with pytest.raises(DataError, match="at least 2 images"):
+        make_reference(str(tmp_path), None, FakeJudge(), tiny_sampler(), 4, QUIET)
+    write_images(tmp_path, 3)
+    judge = FakeJudge()
+    reference = make_reference(str(tmp_path), None, judge, tiny_sampler(), 4, QUIET)
+    with pytest.raises(DataError, match=r"has 3 images.*more than num_nearest=3"):
+        score(tiny_sampler(), judge, reference, EvaluateConfig(ckpt="x", num_samples=20), QUIET)
+    assert len(judge.seen) == 1  # nothing was drawn
+
+
+def test_features_that_are_not_finite_end_with_a_sentence(tmp_path: Path) -> None:
+    class Diverged(FakeJudge):
+        def __call__(self, images: torch.Tensor) -> Judgement:
+            return Judgement(torch.full((len(images), 3), float("nan")), None)
+
+    write_images(tmp_path, 5)
+    with pytest.raises(DataError, match="NaN or infinity"):
+        make_reference(str(tmp_path), None, Diverged(), tiny_sampler(), 4, QUIET)
+    real = torch.rand(20, 3)
+    with pytest.raises(ConfigurationError, match=r"NaN or infinity.*another ckpt"):
+        config = EvaluateConfig(ckpt="x", num_samples=20)
+        score(tiny_sampler(), Diverged(), Reference(moments_of(real), real, "random"), config, QUIET)
+
+
 def test_a_data_set_is_named(tmp_path: Path) -> None:
     real = open_samples(DataConfig(split="val"), 0)
     assert make_reference(None, real, FakeJudge(), tiny_sampler(), 100, QUIET).name == "digits, val"
