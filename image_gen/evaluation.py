@@ -88,8 +88,16 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
     # A given reference takes the place of the data, which need not be there then.
     real = None if data is None or config.reference is not None else open_samples(data, seed=0)
     judge = make_judge(config.network, config.network_weights, data, device)
-    reference = make_reference(config.reference, real, judge, sampler, config.batch_size, console)
     drawing = replace(sampler, tokenizer=None) if judge.space == "latents" else sampler
+    require(
+        judge.channels in (None, drawing.image_channels),
+        f"network={config.network} takes {judge.space} of {judge.channels} channels, but the generator draws "
+        f"{drawing.image_channels}: give one that was trained on the generator's data.",
+    )
+    reference = make_reference(config.reference, real, judge, sampler, config.batch_size, console)
+    foreign = foreign_classes(judge, sampler)
+    if foreign is not None:
+        console.print(f"accuracy is left out: {judge.name} tells other classes apart, {foreign}", highlight=False)
     scores = score(drawing, judge, reference, config, console)
     result = {
         **describe_run("image_gen/evaluate.py", overrides),
@@ -117,7 +125,7 @@ def score(
 
     Returns:
         Names with the network in them: only Inception's distance is called FID. A network without classifier gives no
-        Inception-like score and no accuracy.
+        Inception-like score and no accuracy; one of other classes than the generator's gives no accuracy either.
 
     Raises:
         ConfigurationError: the generator's images give features that are not finite.
@@ -144,12 +152,17 @@ def score(
     if reference.features is not None:
         real = random_rows(reference.features, config.num_manifold, config.seed)
         # On the generator's device: 50,000 generated images have 2.5 billion distances among themselves.
-        both = (features.to(sampler.device) for features in (judged.features, real))
-        precision, recall = precision_recall(*both, config.num_nearest)
+        generated, real = judged.features.to(sampler.device), real.to(sampler.device)
+        precision, recall = precision_recall(generated, real, config.num_nearest)
         scores |= {"precision": precision, "recall": recall}
-    if judged.logits is not None and judge.knows_classes:
+    if judged.logits is not None and judge.classes is not None and foreign_classes(judge, sampler) is None:
         scores["accuracy"] = float((judged.logits.argmax(dim=1) == class_ids).double().mean())
     return scores | {"network": judge.name, "num_samples": config.num_samples}
+
+
+def foreign_classes(judge: Judge, sampler: Sampler) -> str | None:
+    """Say how the classes of a network differ from the generator's; None if they do not, or if it has none."""
+    return None if judge.classes is None else judge.classes.difference(sampler.classes)
 
 
 def make_judge(name: str, weights: str | None, data: DataConfig | None, device: torch.device) -> Judge:
@@ -170,7 +183,8 @@ def make_judge(name: str, weights: str | None, data: DataConfig | None, device: 
         )
     real = open_samples(replace(data, split="train"), seed=0)
     images, class_ids = load_all(real)
-    return ClassifierJudge(train_classifier(images, class_ids, real.num_classes), data.name, device)
+    classifier = train_classifier(images, class_ids, real.num_classes)
+    return ClassifierJudge(classifier, data.name, device, real.class_names)
 
 
 def load_all(real: RealSamples) -> tuple[Tensor, Tensor]:

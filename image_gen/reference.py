@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from drift_policy.errors import ConfigurationError, DataError
+from drift_policy.errors import ConfigurationError, DataError, require
 from image_gen.levels import from_levels
 from image_gen.metrics.judges import INCEPTION_FEATURES, Judge, Judgement
 from image_gen.metrics.statistics import Moments, moments_of, read_statistics
@@ -69,6 +69,11 @@ def make_reference(
         raise ConfigurationError(
             f"The data are latents of {real.tokenizer}, but {judge.name} judges images: give reference=<folder>."
         )
+    require(
+        judge.channels in (None, real.sample_shape[0]),
+        f"{judge.name} takes {judge.space} of {judge.channels} channels, but those of the data have "
+        f"{real.sample_shape[0]}: set dataset=... to the generator's data.",
+    )
     batches = _batches(real.dataset, real.encoder, batch_size, sampler.device)
     features = judge_all(judge, batches, len(real.dataset), "real", console).features
     # A cache of latents says the name of its data set under another key.

@@ -46,7 +46,7 @@ def sample(config: SampleConfig, console: Console) -> Path:
         UserError: anything the user has to change.
     """
     device = choose_device(config.device)
-    sampler, metadata = load_sampler(
+    sampler, _ = load_sampler(
         config.ckpt,
         device,
         tokenizer=config.tokenizer,
@@ -66,8 +66,8 @@ def sample(config: SampleConfig, console: Console) -> Path:
     seconds = time.perf_counter() - started
     path = Path(config.output) if config.output else beside(config.ckpt) / "samples.png"
     write_png(draw_grid(images, len(classes)), path)
-    names = metadata.get("class_names")
-    shown = [str(names[number]) if isinstance(names, list) else str(number) for number in classes]
+    names = sampler.class_names
+    shown = [str(number) if names is None else names[number] for number in classes]
     console.print(
         f"{len(images)} images, {sampler.num_evaluations} network evaluation(s) each, {seconds:.1f} s; columns: "
         f"{', '.join(shown)}",

@@ -13,6 +13,7 @@ from torch import Tensor
 from drift_policy.errors import ConfigurationError, require
 from image_gen.artifacts import load_model
 from image_gen.baselines.flow import integrate_flow
+from image_gen.classes import Classes, stored_classes
 from image_gen.models import DiT
 from image_gen.tokenizers import Tokenizer, build_tokenizer
 
@@ -41,6 +42,12 @@ class Sampler:
     method: str = DRIFT  # "drift" or "flow"
     cfg_scale: float = 1.0  # of a drifting model
     flow_steps: int = 50  # network evaluations of a flow model
+    class_names: list[str] | None = None  # one a class; None if they are unknown
+
+    @property
+    def classes(self) -> Classes:
+        """What can be drawn."""
+        return Classes(self.generator.config.num_classes, self.class_names)
 
     @property
     def num_evaluations(self) -> int:
@@ -136,5 +143,6 @@ def load_sampler(
             f"The tokenizer {tokenizer} has {decoder.latent_channels} channels, but the generator draws {channels}."
         )
     method = str(metadata.get("method", DRIFT))
-    sampler = Sampler(generator.to(device), decoder.to(device), method, cfg_scale, flow_steps)
+    names = stored_classes(metadata, generator.config.num_classes).names
+    sampler = Sampler(generator.to(device), decoder.to(device), method, cfg_scale, flow_steps, names)
     return sampler, metadata

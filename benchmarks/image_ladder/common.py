@@ -148,7 +148,8 @@ def judge_digits(console: Console) -> Judged:
     """Train the classifier of the digits and judge the real ones."""
     train, held_out = (open_samples(DataConfig(split=split), 0) for split in ("train", "val"))
     images, class_ids = load_all(train)
-    judge = ClassifierJudge(train_classifier(images, class_ids, train.num_classes), "digits", CPU)
+    classifier = train_classifier(images, class_ids, train.num_classes)
+    judge = ClassifierJudge(classifier, "digits", CPU, train.class_names)
     real = judge_all(judge, [images], len(images), "real", console)
     reference = Reference(moments_of(real.features), real.features, "digits, train")
     images, class_ids = load_all(held_out)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from drift_policy.data.cache import cache_folder
 from drift_policy.errors import CheckpointError
-from image_gen.artifacts import load_mae
+from image_gen.artifacts import load_model
 from image_gen.baselines.classifier import ImageClassifier
+from image_gen.classes import Classes, stored_classes
 from image_gen.levels import to_levels
 from image_gen.models import MAE
 
@@ -34,7 +35,8 @@ class Judge(Protocol):
     name: str  # of the network, as results call it
     is_inception: bool  # whether the distance in its features is the FID
     space: str  # "pixels", or "latents": what it takes
-    knows_classes: bool  # whether its classes are those of the data
+    channels: int | None  # of what it takes; None if it takes any
+    classes: Classes | None  # that its logits are of; None if they say nothing of the data's
 
     def __call__(self, images: Tensor) -> Judgement:
         """Judge images [B, C, H, W] in [-1, 1], or latents."""
@@ -47,14 +49,18 @@ class ClassifierJudge:
         classifier: trained.
         dataset: that it was trained on.
         device: where to judge.
+        class_names: of the data set, if they are known.
     """
 
     is_inception = False
     space = "pixels"
-    knows_classes = True
 
-    def __init__(self, classifier: ImageClassifier, dataset: str, device: torch.device) -> None:
+    def __init__(
+        self, classifier: ImageClassifier, dataset: str, device: torch.device, class_names: list[str] | None = None
+    ) -> None:
         self.name = f"a small classifier of {dataset}"
+        self.channels: int | None = classifier.channels
+        self.classes: Classes | None = Classes(classifier.head.out_features, class_names)
         self._classifier = classifier.to(device)
 
     @torch.inference_mode()
@@ -81,14 +87,17 @@ class MaeJudge:
 
     def __init__(self, folder: str, device: torch.device) -> None:
         self.name = f"the MAE {folder}"
-        self._mae: MAE = load_mae(folder, device)
-        self.knows_classes = self._mae.has_classifier
+        mae, metadata = load_model(folder, "mae")
+        assert isinstance(mae, MAE)  # load_model has checked the kind
+        self.channels: int | None = mae.config.in_channels
+        self.classes = stored_classes(metadata, mae.config.num_classes) if mae.has_classifier else None
+        self._mae = mae.to(device)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Judgement:
         """Judge images or latents in the space of the autoencoder."""
         features = self._mae.encoder(self._mae.fold(images))["layer4"].mean(dim=(2, 3))
-        return Judgement(features, self._mae.fc(features) if self.knows_classes else None)
+        return Judgement(features, None if self.classes is None else self._mae.fc(features))
 
 
 class InceptionJudge:
@@ -105,7 +114,8 @@ class InceptionJudge:
     name = "Inception-v3 (2015-12-05)"
     is_inception = True
     space = "pixels"
-    knows_classes = False
+    channels: int | None = None
+    classes: Classes | None = None
 
     def __init__(self, weights: str | None, device: torch.device) -> None:
         path = Path(weights) if weights is not None else cache_folder() / "inception" / INCEPTION_FILE

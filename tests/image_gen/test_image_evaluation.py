@@ -1,6 +1,7 @@
 """The evaluation beyond its formulas: devices, references, and what a network can say."""
 
 from dataclasses import asdict, replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from drift_policy.errors import ConfigurationError, DataError
 from image_gen import evaluation
 from image_gen.artifacts import save_model
 from image_gen.baselines.classifier import ImageClassifier
+from image_gen.classes import Classes, stored_classes
 from image_gen.data.cache_latents import CacheConfig, cache_latents
 from image_gen.evaluation import EvaluateConfig, evaluate, make_judge, random_rows, score
 from image_gen.metrics.judges import ClassifierJudge, Judge, Judgement, MaeJudge
@@ -34,7 +36,8 @@ class FakeJudge:
 
     name = "a fake"
     is_inception = False
-    knows_classes = False
+    channels = None
+    classes: Classes | None = None
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []
@@ -288,3 +291,62 @@ def test_an_autoencoder_without_classifier_names_no_classes(tmp_path: Path, is_t
     assert f"Frechet distance in {judge.name} features" in scores
     assert ("accuracy" in scores) is is_trained
     assert any("exp(KL)" in name for name in scores) is is_trained
+
+
+@pytest.mark.parametrize(
+    ("of_judge", "of_generator", "difference"),
+    [
+        (Classes(10), Classes(10), None),
+        (Classes(2, ["a", "b"]), Classes(2), None),
+        (Classes(2, ["a", "b"]), Classes(2, ["a", "b"]), None),
+        (Classes(1000), Classes(10, ["a"] * 10), "1000 classes instead of 10"),
+        (Classes(2, ["a", "c"]), Classes(2, ["a", "b"]), "class 1 is 'c' instead of 'b'"),
+    ],
+)
+def test_accuracy_is_of_the_same_classes(of_judge: Classes, of_generator: Classes, difference: str | None) -> None:
+    assert of_judge.difference(of_generator) == difference
+
+
+def test_names_that_fit_the_number_are_read() -> None:
+    assert stored_classes({"class_names": [0, 1]}, 2) == Classes(2, ["0", "1"])
+    for metadata in ({}, {"class_names": None}, {"class_names": ["a"]}):
+        assert stored_classes(metadata, 2) == Classes(2, None)
+
+
+def evaluated_by(tmp_path: Path, mae_metadata: dict[str, object], **mae: object) -> tuple[dict[str, object], str]:
+    """Evaluate a generator of ten digits by an autoencoder with these metadata; return scores and console."""
+    names = {"tokenizer": "pixels", "class_names": list("0123456789")}
+    generator = save_model(tiny_sampler().generator, tmp_path / "generator", names)
+    judge = build_mae("digits_tiny", base_channels=4, layers=[1, 1, 1, 1], **mae)
+    torch.nn.init.ones_(judge.fc.bias)  # as if the classifier were trained
+    save_model(judge, tmp_path / "mae", mae_metadata)
+    write_images(tmp_path / "images", 8)
+    config = EvaluateConfig(
+        ckpt=str(generator),
+        network=f"mae:{tmp_path / 'mae'}",
+        num_samples=20,
+        splits=1,
+        batch_size=4,
+        reference=str(tmp_path / "images"),
+    )
+    console = Console(record=True, quiet=False, file=StringIO(), width=500)
+    return evaluate(config, [], console)["scores"], console.export_text()
+
+
+def test_accuracy_of_other_classes_is_left_out(tmp_path: Path) -> None:
+    scores, said = evaluated_by(tmp_path, {"class_names": list("0123456789")})
+    assert "accuracy" in scores and "left out" not in said
+    scores, said = evaluated_by(tmp_path, {"class_names": list("abcdefghij")})
+    assert "accuracy" not in scores
+    assert "accuracy is left out" in said and "class 0 is 'a' instead of '0'" in said
+    scores, said = evaluated_by(tmp_path, {}, num_classes=7)
+    assert "accuracy" not in scores and "7 classes instead of 10" in said
+
+
+def test_networks_of_other_channels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="of 3 channels, but the generator draws 1"):
+        evaluated_by(tmp_path, {}, in_channels=3)
+    mae = build_mae("digits_tiny", base_channels=4, layers=[1, 1, 1, 1], in_channels=3)
+    judge = MaeJudge(str(mae.save_pretrained(tmp_path / "colour")), torch.device("cpu"))
+    with pytest.raises(ConfigurationError, match="of 3 channels, but those of the data have 1"):
+        make_reference(None, open_samples(DataConfig(split="val"), 0), judge, tiny_sampler(), 100, QUIET)
