@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from drift_policy.device import choose_device
@@ -41,12 +43,12 @@ class EvaluateConfig:
     network: str = "inception"  # "inception", "classifier" (trained on the data first), or "mae:<folder>"
     network_weights: str | None = None  # file of the Inception weights; null looks in the cache
     seed: int = 0  # of noise, styles, and the choice of real images for precision and recall
-    cfg_scale: float = 1.0  # guidance scale
+    cfg_scale: Any = 1.0  # guidance scale of a drifting model, or a list of them, of which the best is marked
     flow_steps: int = 50  # network evaluations of a flow model
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
     tokenizer: str | None = None  # space of the generator; null is as the training noted it
     tokenizer_weights: str | None = None  # folder of its weights
-    output: str | None = None  # the JSON file; null is evaluation.json beside the checkpoint
+    output: str | None = None  # the JSON file, written anew; null is evaluation.json beside the checkpoint
     batch_size: int = 64  # images at once
 
     def __post_init__(self) -> None:
@@ -67,10 +69,25 @@ class EvaluateConfig:
                 "others are looked for.",
             )
         require_seed(self.seed)
+        given = self.cfg_scale if isinstance(self.cfg_scale, list) else [self.cfg_scale]
+        numbers = [scale for scale in given if isinstance(scale, (int, float)) and not isinstance(scale, bool)]
+        require(
+            len({*numbers}) == len(given) > 0 and all(1 <= scale < math.inf for scale in numbers),
+            f"cfg_scale must be a number of at least 1, or a list of different ones such as [1.0,1.5,2.0], but is "
+            f"{self.cfg_scale!r}.",
+        )
+
+    @property
+    def scales(self) -> list[float]:
+        """The guidance scales."""
+        given = self.cfg_scale if isinstance(self.cfg_scale, list) else [self.cfg_scale]
+        return [float(scale) for scale in given]
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Score a generator, print the scores and write them; return what was written.
+
+    Of several guidance scales, `cfg_scale` and `scores` are those with the smallest distance; `sweep` has all.
 
     Raises:
         UserError: anything the user has to change.
@@ -81,7 +98,7 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
         device,
         tokenizer=config.tokenizer,
         tokenizer_weights=config.tokenizer_weights,
-        cfg_scale=config.cfg_scale,
+        cfg_scale=max(config.scales),  # a flow model refuses any above 1
         flow_steps=config.flow_steps,
     )
     data = _data_config(config, metadata)
@@ -98,21 +115,27 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
     foreign = foreign_classes(judge, sampler)
     if foreign is not None:
         console.print(f"accuracy is left out: {judge.name} tells other classes apart, {foreign}", highlight=False)
-    scores = score(drawing, judge, reference, config, console)
+    sweep = [
+        {"cfg_scale": scale, "scores": score(replace(drawing, cfg_scale=scale), judge, reference, config, console)}
+        for scale in config.scales
+    ]
+    best = min(sweep, key=lambda one: one["scores"][distance_name(judge)])
     result = {
         **describe_run("image_gen/evaluate.py", overrides),
         "checkpoint": config.ckpt,
         "step": metadata.get("step"),
         "method": sampler.method,
         "evaluations_per_image": sampler.num_evaluations,
-        "cfg_scale": config.cfg_scale,
         "seed": config.seed,
         "reference": {**reference.facts, "name": reference.name},
-        "scores": scores,
+        **best,
+        **({"sweep": sweep} if len(sweep) > 1 else {}),
     }
     path = Path(config.output) if config.output else beside(config.ckpt) / "evaluation.json"
     write_json(path, result)
-    for name, value in scores.items():
+    if len(sweep) > 1:
+        _print_sweep(sweep, best, distance_name(judge), console)
+    for name, value in best["scores"].items():
         console.print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)
     console.print(f"written  {path}", highlight=False, soft_wrap=True)
     return result
@@ -139,12 +162,11 @@ def score(
     class_ids = torch.arange(config.num_samples) % sampler.generator.config.num_classes
     images = sampler.stream(class_ids, config.seed, config.batch_size)
     judged = judge_all(judge, images, config.num_samples, "generated", console)
-    distance = "FID" if judge.is_inception else f"Frechet distance in {judge.name} features"
     try:
         moments = moments_of(judged.features)
     except ValueError as error:
         raise ConfigurationError(f"The generated images cannot be judged. {error} Take another ckpt.") from error
-    scores: dict[str, Any] = {distance: frechet_distance(moments, reference.moments)}
+    scores: dict[str, Any] = {distance_name(judge): frechet_distance(moments, reference.moments)}
     if judged.logits is not None:
         label = "Inception Score" if judge.is_inception else f"exp(KL) score by {judge.name}"
         mean, deviation = inception_score(judged.logits, config.splits)
@@ -158,6 +180,11 @@ def score(
     if judged.logits is not None and judge.classes is not None and foreign_classes(judge, sampler) is None:
         scores["accuracy"] = float((judged.logits.argmax(dim=1) == class_ids).double().mean())
     return scores | {"network": judge.name, "num_samples": config.num_samples}
+
+
+def distance_name(judge: Judge) -> str:
+    """Return what scores call the distance in the features of a network."""
+    return "FID" if judge.is_inception else f"Frechet distance in {judge.name} features"
 
 
 def foreign_classes(judge: Judge, sampler: Sampler) -> str | None:
@@ -216,6 +243,17 @@ def beside(ckpt: str) -> Path:
     if not folder.is_dir():
         return Path()
     return folder.parent.parent if folder.as_posix().endswith(TRAINED_FOLDER) else folder
+
+
+def _print_sweep(sweep: list[dict[str, Any]], best: dict[str, Any], distance: str, console: Console) -> None:
+    """Print one row a guidance scale, and which is the best."""
+    columns = [name for name in (distance, "precision", "recall", "accuracy") if name in best["scores"]]
+    table = Table("cfg_scale", *("distance" if name == distance else name for name in columns), "")
+    for one in sweep:
+        numbers = (f"{one['scores'][name]:.4g}" for name in columns)
+        table.add_row(f"{one['cfg_scale']:g}", *numbers, "best" if one is best else "")
+    console.print(table)
+    console.print(f"best     cfg_scale={best['cfg_scale']:g}, by the distance; its scores:", highlight=False)
 
 
 def _data_config(config: EvaluateConfig, metadata: dict[str, Any]) -> DataConfig | None:

@@ -143,6 +143,9 @@ def load_sampler(
             f"The tokenizer {tokenizer} has {decoder.latent_channels} channels, but the generator draws {channels}."
         )
     method = str(metadata.get("method", DRIFT))
+    require(
+        method == DRIFT or cfg_scale == 1, f"cfg_scale={cfg_scale}, but {source} is a {method} model: leave it at 1."
+    )
     names = stored_classes(metadata, generator.config.num_classes).names
     sampler = Sampler(generator.to(device), decoder.to(device), method, cfg_scale, flow_steps, names)
     return sampler, metadata

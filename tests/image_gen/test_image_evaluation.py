@@ -1,5 +1,6 @@
 """The evaluation beyond its formulas: devices, references, and what a network can say."""
 
+import json
 from dataclasses import asdict, replace
 from io import StringIO
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from drift_policy.config import parse_config
 from drift_policy.errors import ConfigurationError, DataError
 from image_gen import evaluation
 from image_gen.artifacts import save_model
@@ -26,6 +28,7 @@ from image_gen.tokenizers import Tokenizer
 from image_gen.tokenizers.pixels import Pixels
 from image_gen.training.config import DataConfig
 from image_gen.training.samples import open_samples
+from tests.helpers.image_configs import composed
 
 META = torch.device("meta")  # holds no numbers, but refuses what lies on another device
 QUIET = Console(quiet=True)
@@ -313,10 +316,16 @@ def test_names_that_fit_the_number_are_read() -> None:
         assert stored_classes(metadata, 2) == Classes(2, None)
 
 
-def evaluated_by(tmp_path: Path, mae_metadata: dict[str, object], **mae: object) -> tuple[dict[str, object], str]:
-    """Evaluate a generator of ten digits by an autoencoder with these metadata; return scores and console."""
-    names = {"tokenizer": "pixels", "class_names": list("0123456789")}
-    generator = save_model(tiny_sampler().generator, tmp_path / "generator", names)
+def evaluated_by(
+    tmp_path: Path, mae_metadata: dict[str, object], cfg_scale: object = 1.0, method: str = "drift", **mae: object
+) -> tuple[dict[str, object], str]:
+    """Evaluate a generator of ten digits by an autoencoder with these metadata; return the result and the console."""
+    metadata = {"tokenizer": "pixels", "class_names": list("0123456789"), "method": method}
+    torch.manual_seed(0)
+    network = tiny_sampler().generator
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)  # a new one draws the same image from any noise
+    generator = save_model(network, tmp_path / "generator", metadata)
     judge = build_mae("digits_tiny", base_channels=4, layers=[1, 1, 1, 1], **mae)
     torch.nn.init.ones_(judge.fc.bias)  # as if the classifier were trained
     save_model(judge, tmp_path / "mae", mae_metadata)
@@ -328,19 +337,20 @@ def evaluated_by(tmp_path: Path, mae_metadata: dict[str, object], **mae: object)
         splits=1,
         batch_size=4,
         reference=str(tmp_path / "images"),
+        cfg_scale=cfg_scale,
     )
     console = Console(record=True, quiet=False, file=StringIO(), width=500)
-    return evaluate(config, [], console)["scores"], console.export_text()
+    return evaluate(config, [], console), console.export_text()
 
 
 def test_accuracy_of_other_classes_is_left_out(tmp_path: Path) -> None:
-    scores, said = evaluated_by(tmp_path, {"class_names": list("0123456789")})
-    assert "accuracy" in scores and "left out" not in said
-    scores, said = evaluated_by(tmp_path, {"class_names": list("abcdefghij")})
-    assert "accuracy" not in scores
+    result, said = evaluated_by(tmp_path, {"class_names": list("0123456789")})
+    assert "accuracy" in result["scores"] and "left out" not in said
+    result, said = evaluated_by(tmp_path, {"class_names": list("abcdefghij")})
+    assert "accuracy" not in result["scores"]
     assert "accuracy is left out" in said and "class 0 is 'a' instead of '0'" in said
-    scores, said = evaluated_by(tmp_path, {}, num_classes=7)
-    assert "accuracy" not in scores and "7 classes instead of 10" in said
+    result, said = evaluated_by(tmp_path, {}, num_classes=7)
+    assert "accuracy" not in result["scores"] and "7 classes instead of 10" in said
 
 
 def test_networks_of_other_channels_are_refused(tmp_path: Path) -> None:
@@ -350,3 +360,33 @@ def test_networks_of_other_channels_are_refused(tmp_path: Path) -> None:
     judge = MaeJudge(str(mae.save_pretrained(tmp_path / "colour")), torch.device("cpu"))
     with pytest.raises(ConfigurationError, match="of 3 channels, but those of the data have 1"):
         make_reference(None, open_samples(DataConfig(split="val"), 0), judge, tiny_sampler(), 100, QUIET)
+
+
+def test_several_guidance_scales_are_scored_at_once(tmp_path: Path) -> None:
+    one, said = evaluated_by(tmp_path, {}, cfg_scale=2.0)
+    assert one["cfg_scale"] == 2 and "sweep" not in one and "best" not in said
+    result, said = evaluated_by(tmp_path, {}, cfg_scale=[1, 2.0, 3.5])
+    assert [entry["cfg_scale"] for entry in result["sweep"]] == [1, 2, 3.5]
+    assert result["sweep"][1]["scores"] == one["scores"]
+    (distance,) = (name for name in result["scores"] if name.startswith("Frechet"))
+    best = min(result["sweep"], key=lambda entry: entry["scores"][distance])
+    assert (result["cfg_scale"], result["scores"]) == (best["cfg_scale"], best["scores"])
+    assert len({entry["scores"][distance] for entry in result["sweep"]}) == 3
+    assert f"best     cfg_scale={best['cfg_scale']:g}" in said
+    assert json.loads((tmp_path / "generator/evaluation.json").read_text()) == result
+
+
+def test_a_flow_model_takes_no_guidance(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is a flow model: leave it at 1"):
+        evaluated_by(tmp_path, {}, cfg_scale=[1.0, 1.5], method="flow")
+
+
+@pytest.mark.parametrize("given", [0.5, [], [1.0, 1], [2, 0.9], "high", True, [float("nan")], [float("inf")], None])
+def test_guidance_scales_are_different_numbers(given: object) -> None:
+    with pytest.raises(ConfigurationError, match="cfg_scale must be a number of at least 1, or a list"):
+        EvaluateConfig(ckpt="x", cfg_scale=given)
+
+
+def test_guidance_scales_come_from_the_command_line() -> None:
+    for override, scales in (("cfg_scale=1.5", [1.5]), ("cfg_scale=[1,1.5,2]", [1, 1.5, 2])):
+        assert parse_config(EvaluateConfig, composed("evaluate", "ckpt=x", override)).scales == scales
