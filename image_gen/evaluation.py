@@ -115,7 +115,7 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
     foreign = foreign_classes(judge, sampler)
     if foreign is not None:
         console.print(f"accuracy is left out: {judge.name} tells other classes apart, {foreign}", highlight=False)
-    sweep = [
+    sweep: list[dict[str, Any]] = [
         {"cfg_scale": scale, "scores": score(replace(drawing, cfg_scale=scale), judge, reference, config, console)}
         for scale in config.scales
     ]
