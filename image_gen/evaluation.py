@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from drift_policy.device import choose_device
-from drift_policy.errors import ConfigurationError, require
+from drift_policy.errors import ConfigurationError, DataError, require
 from drift_policy.manifest import describe_run, write_json
 from image_gen.artifacts.location import TRAINED_FOLDER
 from image_gen.baselines.classifier import train_classifier
 from image_gen.metrics.judges import ClassifierJudge, InceptionJudge, Judge, MaeJudge
 from image_gen.metrics.statistics import frechet_distance, inception_score, moments_of, precision_recall
 from image_gen.reference import Reference, judge_all, make_reference
-from image_gen.sampling import Sampler, load_sampler
+from image_gen.sampling import Sampler, load_sampler, require_seed
 from image_gen.training.config import DataConfig
 from image_gen.training.samples import RealSamples, open_samples
 
@@ -35,17 +37,18 @@ class EvaluateConfig:
     reference: str | None = None  # .npz of statistics or images, or a folder: all images in it; null is the data set
     num_samples: int = 50000  # generated images, equally many of each class
     num_nearest: int = 3  # k of precision and recall
-    num_manifold: int = 10000  # images of each side that precision and recall use; real ones are chosen at random
+    # Real images that precision and recall use at most, chosen at random; all generated ones count, as is published.
+    num_manifold: int = 10000
     splits: int = 10  # parts of the Inception Score
     network: str = "inception"  # "inception", "classifier" (trained on the data first), or "mae:<folder>"
     network_weights: str | None = None  # file of the Inception weights; null looks in the cache
     seed: int = 0  # of noise, styles, and the choice of real images for precision and recall
-    cfg_scale: float = 1.0  # guidance scale
+    cfg_scale: Any = 1.0  # guidance scale of a drifting model, or a list of them, of which the best is marked
     flow_steps: int = 50  # network evaluations of a flow model
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
     tokenizer: str | None = None  # space of the generator; null is as the training noted it
     tokenizer_weights: str | None = None  # folder of its weights
-    output: str | None = None  # the JSON file; null is evaluation.json beside the checkpoint
+    output: str | None = None  # the JSON file, written anew; null is evaluation.json beside the checkpoint
     batch_size: int = 64  # images at once
 
     def __post_init__(self) -> None:
@@ -59,10 +62,32 @@ class EvaluateConfig:
             self.num_samples >= self.splits,
             f"num_samples={self.num_samples} cannot be split into {self.splits} parts.",
         )
+        for name in ("num_samples", "num_manifold"):
+            require(
+                getattr(self, name) > self.num_nearest,
+                f"{name}={getattr(self, name)} must be more than num_nearest={self.num_nearest}: each image's nearest "
+                "others are looked for.",
+            )
+        require_seed(self.seed)
+        given = self.cfg_scale if isinstance(self.cfg_scale, list) else [self.cfg_scale]
+        numbers = [scale for scale in given if isinstance(scale, (int, float)) and not isinstance(scale, bool)]
+        require(
+            len({*numbers}) == len(given) > 0 and all(1 <= scale < math.inf for scale in numbers),
+            f"cfg_scale must be a number of at least 1, or a list of different ones such as [1.0,1.5,2.0], but is "
+            f"{self.cfg_scale!r}.",
+        )
+
+    @property
+    def scales(self) -> list[float]:
+        """The guidance scales."""
+        given = self.cfg_scale if isinstance(self.cfg_scale, list) else [self.cfg_scale]
+        return [float(scale) for scale in given]
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Score a generator, print the scores and write them; return what was written.
+
+    Of several guidance scales, `cfg_scale` and `scores` are those with the smallest distance; `sweep` has all.
 
     Raises:
         UserError: anything the user has to change.
@@ -73,29 +98,44 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
         device,
         tokenizer=config.tokenizer,
         tokenizer_weights=config.tokenizer_weights,
-        cfg_scale=config.cfg_scale,
+        cfg_scale=max(config.scales),  # a flow model refuses any above 1
         flow_steps=config.flow_steps,
     )
     data = _data_config(config, metadata)
-    real = None if data is None else open_samples(data, seed=0)
+    # A given reference takes the place of the data, which need not be there then.
+    real = None if data is None or config.reference is not None else open_samples(data, seed=0)
     judge = make_judge(config.network, config.network_weights, data, device)
-    reference = make_reference(config.reference, real, judge, sampler, config.batch_size, console)
     drawing = replace(sampler, tokenizer=None) if judge.space == "latents" else sampler
-    scores = score(drawing, judge, reference, config, console)
+    require(
+        judge.channels in (None, drawing.image_channels),
+        f"network={config.network} takes {judge.space} of {judge.channels} channels, but the generator draws "
+        f"{drawing.image_channels}: give one that was trained on the generator's data.",
+    )
+    reference = make_reference(config.reference, real, judge, sampler, config.batch_size, console)
+    foreign = foreign_classes(judge, sampler)
+    if foreign is not None:
+        console.print(f"accuracy is left out: {judge.name} tells other classes apart, {foreign}", highlight=False)
+    sweep: list[dict[str, Any]] = [
+        {"cfg_scale": scale, "scores": score(replace(drawing, cfg_scale=scale), judge, reference, config, console)}
+        for scale in config.scales
+    ]
+    best = min(sweep, key=lambda one: one["scores"][distance_name(judge)])
     result = {
         **describe_run("image_gen/evaluate.py", overrides),
         "checkpoint": config.ckpt,
         "step": metadata.get("step"),
         "method": sampler.method,
         "evaluations_per_image": sampler.num_evaluations,
-        "cfg_scale": config.cfg_scale,
         "seed": config.seed,
         "reference": {**reference.facts, "name": reference.name},
-        "scores": scores,
+        **best,
+        **({"sweep": sweep} if len(sweep) > 1 else {}),
     }
     path = Path(config.output) if config.output else beside(config.ckpt) / "evaluation.json"
     write_json(path, result)
-    for name, value in scores.items():
+    if len(sweep) > 1:
+        _print_sweep(sweep, best, distance_name(judge), console)
+    for name, value in best["scores"].items():
         console.print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)
     console.print(f"written  {path}", highlight=False, soft_wrap=True)
     return result
@@ -108,26 +148,48 @@ def score(
 
     Returns:
         Names with the network in them: only Inception's distance is called FID. A network without classifier gives no
-        Inception-like score and no accuracy.
+        Inception-like score and no accuracy; one of other classes than the generator's gives no accuracy either.
+
+    Raises:
+        ConfigurationError: the generator's images give features that are not finite.
+        DataError: the reference has too few images for precision and recall.
     """
+    if reference.features is not None and len(reference.features) <= config.num_nearest:
+        raise DataError(
+            f"{reference.name} has {len(reference.features)} images, but precision and recall need more than "
+            f"num_nearest={config.num_nearest}: give a reference with more, or lower num_nearest."
+        )
     class_ids = torch.arange(config.num_samples) % sampler.generator.config.num_classes
     images = sampler.stream(class_ids, config.seed, config.batch_size)
     judged = judge_all(judge, images, config.num_samples, "generated", console)
-    distance = "FID" if judge.is_inception else f"Frechet distance in {judge.name} features"
-    scores: dict[str, Any] = {distance: frechet_distance(moments_of(judged.features), reference.moments)}
+    try:
+        moments = moments_of(judged.features)
+    except ValueError as error:
+        raise ConfigurationError(f"The generated images cannot be judged. {error} Take another ckpt.") from error
+    scores: dict[str, Any] = {distance_name(judge): frechet_distance(moments, reference.moments)}
     if judged.logits is not None:
         label = "Inception Score" if judge.is_inception else f"exp(KL) score by {judge.name}"
         mean, deviation = inception_score(judged.logits, config.splits)
         scores |= {label: mean, f"{label}, deviation over splits": deviation}
     if reference.features is not None:
-        # Generated classes take turns, so the first images are of all of them; real images are often sorted by class.
-        generated = judged.features[: config.num_manifold]
         real = random_rows(reference.features, config.num_manifold, config.seed)
+        # On the generator's device: 50,000 generated images have 2.5 billion distances among themselves.
+        generated, real = judged.features.to(sampler.device), real.to(sampler.device)
         precision, recall = precision_recall(generated, real, config.num_nearest)
         scores |= {"precision": precision, "recall": recall}
-    if judged.logits is not None and judge.knows_classes:
+    if judged.logits is not None and judge.classes is not None and foreign_classes(judge, sampler) is None:
         scores["accuracy"] = float((judged.logits.argmax(dim=1) == class_ids).double().mean())
     return scores | {"network": judge.name, "num_samples": config.num_samples}
+
+
+def distance_name(judge: Judge) -> str:
+    """Return what scores call the distance in the features of a network."""
+    return "FID" if judge.is_inception else f"Frechet distance in {judge.name} features"
+
+
+def foreign_classes(judge: Judge, sampler: Sampler) -> str | None:
+    """Say how the classes of a network differ from the generator's; None if they do not, or if it has none."""
+    return None if judge.classes is None else judge.classes.difference(sampler.classes)
 
 
 def make_judge(name: str, weights: str | None, data: DataConfig | None, device: torch.device) -> Judge:
@@ -148,7 +210,8 @@ def make_judge(name: str, weights: str | None, data: DataConfig | None, device: 
         )
     real = open_samples(replace(data, split="train"), seed=0)
     images, class_ids = load_all(real)
-    return ClassifierJudge(train_classifier(images, class_ids, real.num_classes), data.name, device)
+    classifier = train_classifier(images, class_ids, real.num_classes)
+    return ClassifierJudge(classifier, data.name, device, real.class_names)
 
 
 def load_all(real: RealSamples) -> tuple[Tensor, Tensor]:
@@ -180,6 +243,17 @@ def beside(ckpt: str) -> Path:
     if not folder.is_dir():
         return Path()
     return folder.parent.parent if folder.as_posix().endswith(TRAINED_FOLDER) else folder
+
+
+def _print_sweep(sweep: list[dict[str, Any]], best: dict[str, Any], distance: str, console: Console) -> None:
+    """Print one row a guidance scale, and which is the best."""
+    columns = [name for name in (distance, "precision", "recall", "accuracy") if name in best["scores"]]
+    table = Table("cfg_scale", *("distance" if name == distance else name for name in columns), "")
+    for one in sweep:
+        numbers = (f"{one['scores'][name]:.4g}" for name in columns)
+        table.add_row(f"{one['cfg_scale']:g}", *numbers, "best" if one is best else "")
+    console.print(table)
+    console.print(f"best     cfg_scale={best['cfg_scale']:g}, by the distance; its scores:", highlight=False)
 
 
 def _data_config(config: EvaluateConfig, metadata: dict[str, Any]) -> DataConfig | None:

@@ -13,7 +13,7 @@ from drift_policy.device import choose_device
 from drift_policy.errors import require
 from image_gen.evaluation import beside
 from image_gen.pictures import draw_grid, write_png
-from image_gen.sampling import load_sampler
+from image_gen.sampling import load_sampler, require_seed
 
 
 @dataclass
@@ -36,6 +36,7 @@ class SampleConfig:
         for name in ("per_class", "batch_size"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}.")
         require(self.classes is None or len(self.classes) > 0, "classes must be null or name at least one class.")
+        require_seed(self.seed)
 
 
 def sample(config: SampleConfig, console: Console) -> Path:
@@ -45,7 +46,7 @@ def sample(config: SampleConfig, console: Console) -> Path:
         UserError: anything the user has to change.
     """
     device = choose_device(config.device)
-    sampler, metadata = load_sampler(
+    sampler, _ = load_sampler(
         config.ckpt,
         device,
         tokenizer=config.tokenizer,
@@ -65,8 +66,8 @@ def sample(config: SampleConfig, console: Console) -> Path:
     seconds = time.perf_counter() - started
     path = Path(config.output) if config.output else beside(config.ckpt) / "samples.png"
     write_png(draw_grid(images, len(classes)), path)
-    names = metadata.get("class_names")
-    shown = [str(names[number]) if isinstance(names, list) else str(number) for number in classes]
+    names = sampler.class_names
+    shown = [str(number) if names is None else names[number] for number in classes]
     console.print(
         f"{len(images)} images, {sampler.num_evaluations} network evaluation(s) each, {seconds:.1f} s; columns: "
         f"{', '.join(shown)}",

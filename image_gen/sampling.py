@@ -13,10 +13,21 @@ from torch import Tensor
 from drift_policy.errors import ConfigurationError, require
 from image_gen.artifacts import load_model
 from image_gen.baselines.flow import integrate_flow
+from image_gen.classes import Classes, stored_classes
 from image_gen.models import DiT
 from image_gen.tokenizers import Tokenizer, build_tokenizer
 
 DRIFT, FLOW = "drift", "flow"
+_SEEDS = 2**32  # with a multiple of it and the number of an image, a generator's 64 bits are far from full
+
+
+def require_seed(seed: int) -> None:
+    """Require a seed that images can be drawn with.
+
+    Raises:
+        ConfigurationError: it is negative or too large.
+    """
+    require(0 <= seed < _SEEDS, f"seed must be from 0 to {_SEEDS - 1}, but is {seed}.")
 
 
 @dataclass
@@ -31,6 +42,12 @@ class Sampler:
     method: str = DRIFT  # "drift" or "flow"
     cfg_scale: float = 1.0  # of a drifting model
     flow_steps: int = 50  # network evaluations of a flow model
+    class_names: list[str] | None = None  # one a class; None if they are unknown
+
+    @property
+    def classes(self) -> Classes:
+        """What can be drawn."""
+        return Classes(self.generator.config.num_classes, self.class_names)
 
     @property
     def num_evaluations(self) -> int:
@@ -46,6 +63,11 @@ class Sampler:
     def image_size(self) -> int:
         """Side of what is drawn: of an image in pixels, or of a latent without tokenizer."""
         return self.generator.config.input_size * (1 if self.tokenizer is None else self.tokenizer.factor)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of what is drawn: of an image in pixels, or of a latent without tokenizer."""
+        return self.generator.config.out_channels if self.tokenizer is None else self.tokenizer.image_channels
 
     @torch.inference_mode()
     def draw(self, class_ids: Tensor, seed: int, first: int = 0) -> Tensor:
@@ -121,5 +143,9 @@ def load_sampler(
             f"The tokenizer {tokenizer} has {decoder.latent_channels} channels, but the generator draws {channels}."
         )
     method = str(metadata.get("method", DRIFT))
-    sampler = Sampler(generator.to(device), decoder.to(device), method, cfg_scale, flow_steps)
+    require(
+        method == DRIFT or cfg_scale == 1, f"cfg_scale={cfg_scale}, but {source} is a {method} model: leave it at 1."
+    )
+    names = stored_classes(metadata, generator.config.num_classes).names
+    sampler = Sampler(generator.to(device), decoder.to(device), method, cfg_scale, flow_steps, names)
     return sampler, metadata

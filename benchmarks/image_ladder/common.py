@@ -19,6 +19,7 @@ from rich.console import Console
 
 from drift_policy.cli import resolved
 from drift_policy.config import parse_config
+from drift_policy.errors import UserError
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
@@ -32,13 +33,14 @@ from image_gen.sampling import load_sampler
 from image_gen.training.config import DataConfig, GeneratorTrainConfig, MaeTrainConfig
 from image_gen.training.drift_objective import LossOfFeatures, drifting_loss
 from image_gen.training.run import Surroundings, train_generator, train_mae
-from image_gen.training.run_folder import run_folder
+from image_gen.training.run_folder import check_settings, course_of, run_folder
 from image_gen.training.samples import open_samples
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "image_gen"
 RESULTS = ROOT / "results" / "image_gen"
 CPU = torch.device("cpu")
+_NOT_USED = "It is not the one that these settings train."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,15 +97,22 @@ class Study:
         self.judged = judge_digits(console)
 
     def common_mae(self) -> str:
-        """Train the masked autoencoder that all runs compare in, or find it; return its folder."""
-        chosen = [text for text in self.given.overrides if text.startswith("feature.mae_training.")]
+        """Train the masked autoencoder that all runs compare in, or find it; return its folder.
+
+        One that is unfinished, or of other settings or data, is trained anew.
+        """
+        chosen = [text for text in self.given.overrides if text.lstrip("+").startswith("feature.mae_training.")]
         own = [text.replace("feature.mae_training", "mae") for text in chosen]
         config = configuration("train_mae", [f"output={self.given.runs}", "device=cpu", "name=mae", *own])
         assert isinstance(config, MaeTrainConfig)  # as asked for
         folder = run_folder(config)
-        if not (folder / "manifest.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)
-            train_mae(config, self._surroundings())
+        if folder.is_dir():
+            reason = why_not_used_again(config)
+            if reason is None:
+                return str(folder)
+            self.console.print(f"MAE      trained anew: {reason}", highlight=False, soft_wrap=True)
+            shutil.rmtree(folder)
+        train_mae(config, self._surroundings())
         return str(folder)
 
     def train(
@@ -144,11 +153,30 @@ class Study:
         )
 
 
+def why_not_used_again(config: MaeTrainConfig) -> str | None:
+    """Say why the masked autoencoder in the folder of a configuration is not the one that this would train.
+
+    Returns:
+        None if it is: finished, with the same settings and as many steps, on the same data.
+    """
+    folder = run_folder(config)
+    try:
+        steps = json.loads((folder / "manifest.json").read_text())["training"]["steps"]
+        check_settings(folder, course_of(config, open_samples(config.dataset, config.seed).facts), _NOT_USED)
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{folder} holds no finished training."
+    except UserError as error:
+        return str(error)
+    wanted = config.trainer.num_steps
+    return None if steps == wanted else f"The run in {folder} has {steps} steps instead of {wanted}."
+
+
 def judge_digits(console: Console) -> Judged:
     """Train the classifier of the digits and judge the real ones."""
     train, held_out = (open_samples(DataConfig(split=split), 0) for split in ("train", "val"))
     images, class_ids = load_all(train)
-    judge = ClassifierJudge(train_classifier(images, class_ids, train.num_classes), "digits", CPU)
+    classifier = train_classifier(images, class_ids, train.num_classes)
+    judge = ClassifierJudge(classifier, "digits", CPU, train.class_names)
     real = judge_all(judge, [images], len(images), "real", console)
     reference = Reference(moments_of(real.features), real.features, "digits, train")
     images, class_ids = load_all(held_out)

@@ -23,6 +23,7 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
+        self.channels = channels
         first, second = _WIDTHS
         self.body = nn.Sequential(
             nn.Conv2d(channels, first, 3, padding=1),

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from drift_policy.data.cache import cache_folder
 from drift_policy.errors import CheckpointError
-from image_gen.artifacts import load_mae
+from image_gen.artifacts import load_model
 from image_gen.baselines.classifier import ImageClassifier
+from image_gen.classes import Classes, stored_classes
 from image_gen.levels import to_levels
 from image_gen.models import MAE
 
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 _INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
+INCEPTION_FEATURES = 2048
 _INCEPTION_CLASSES = 1008
 
 
@@ -33,7 +35,8 @@ class Judge(Protocol):
     name: str  # of the network, as results call it
     is_inception: bool  # whether the distance in its features is the FID
     space: str  # "pixels", or "latents": what it takes
-    knows_classes: bool  # whether its classes are those of the data
+    channels: int | None  # of what it takes; None if it takes any
+    classes: Classes | None  # that its logits are of; None if they say nothing of the data's
 
     def __call__(self, images: Tensor) -> Judgement:
         """Judge images [B, C, H, W] in [-1, 1], or latents."""
@@ -46,14 +49,18 @@ class ClassifierJudge:
         classifier: trained.
         dataset: that it was trained on.
         device: where to judge.
+        class_names: of the data set, if they are known.
     """
 
     is_inception = False
     space = "pixels"
-    knows_classes = True
 
-    def __init__(self, classifier: ImageClassifier, dataset: str, device: torch.device) -> None:
+    def __init__(
+        self, classifier: ImageClassifier, dataset: str, device: torch.device, class_names: list[str] | None = None
+    ) -> None:
         self.name = f"a small classifier of {dataset}"
+        self.channels: int | None = classifier.channels
+        self.classes: Classes | None = Classes(classifier.head.out_features, class_names)
         self._classifier = classifier.to(device)
 
     @torch.inference_mode()
@@ -80,14 +87,17 @@ class MaeJudge:
 
     def __init__(self, folder: str, device: torch.device) -> None:
         self.name = f"the MAE {folder}"
-        self._mae: MAE = load_mae(folder, device)
-        self.knows_classes = self._mae.has_classifier
+        mae, metadata = load_model(folder, "mae")
+        assert isinstance(mae, MAE)  # load_model has checked the kind
+        self.channels: int | None = mae.config.in_channels
+        self.classes = stored_classes(metadata, mae.config.num_classes) if mae.has_classifier else None
+        self._mae = mae.to(device)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Judgement:
         """Judge images or latents in the space of the autoencoder."""
         features = self._mae.encoder(self._mae.fold(images))["layer4"].mean(dim=(2, 3))
-        return Judgement(features, self._mae.fc(features) if self.knows_classes else None)
+        return Judgement(features, None if self.classes is None else self._mae.fc(features))
 
 
 class InceptionJudge:
@@ -98,30 +108,33 @@ class InceptionJudge:
         device: where to judge.
 
     Raises:
-        CheckpointError: torch-fidelity or the weights are missing.
+        CheckpointError: torch-fidelity or the weights are missing, or the weights are damaged.
     """
 
     name = "Inception-v3 (2015-12-05)"
     is_inception = True
     space = "pixels"
-    knows_classes = False
+    channels: int | None = None
+    classes: Classes | None = None
 
     def __init__(self, weights: str | None, device: torch.device) -> None:
         path = Path(weights) if weights is not None else cache_folder() / "inception" / INCEPTION_FILE
+        how = f"Get them with\n  mkdir -p {path.parent} && curl -L --fail -o {path} {_INCEPTION_URL}\nor judge with "
+        how += "another network: network=classifier."
         if not path.is_file():
-            raise CheckpointError(
-                f"The Inception weights are not at {path}. Get them with\n  mkdir -p {path.parent} && "
-                f"curl -L -o {path} {_INCEPTION_URL}\nor judge with another network: network=classifier."
-            )
+            raise CheckpointError(f"The Inception weights are not at {path}. {how}")
+        _require_tensors(path, how)
         try:
             from torchmetrics.image.fid import NoTrainInceptionV3
 
-            network = NoTrainInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+            network = NoTrainInceptionV3("inception-v3-compat", [str(INCEPTION_FEATURES), "logits_unbiased"], str(path))
         except ModuleNotFoundError as error:
             raise CheckpointError(
                 "The Inception network comes with torch-fidelity: pip install torch-fidelity (it needs torchvision), "
                 "or judge with another network: network=classifier."
             ) from error
+        except (RuntimeError, KeyError) as error:  # of load_state_dict
+            raise CheckpointError(f"The weights in {path} are not those of the Inception network. {how}") from error
         self._network = network.to(device)
 
     @torch.inference_mode()
@@ -132,3 +145,18 @@ class InceptionJudge:
         # Its own forward method drops the second output.
         features, logits = self._network._torch_fidelity_forward(levels)
         return Judgement(features.flatten(1), logits.reshape(len(images), _INCEPTION_CLASSES))
+
+
+def _require_tensors(path: Path, how: str) -> None:
+    """Require a file that holds tensors alone: torch-fidelity reads it by torch.load, which may run what is in it.
+
+    Raises:
+        CheckpointError: it is damaged, or holds anything else.
+    """
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged pickle raises nearly anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged, or holds more than weights ({reason}). {how}") from error
+    if not (isinstance(held, dict) and all(isinstance(value, Tensor) for value in held.values())):
+        raise CheckpointError(f"{path} holds no weights by name. {how}")

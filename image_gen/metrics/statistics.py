@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +16,19 @@ from torch import Tensor, nn
 from drift_policy.errors import DataError
 
 _CHUNK = 1024  # rows of a distance matrix that are in memory at once
+# What numpy raises on files that are missing, cut off, damaged, encrypted, or of another kind.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Moments(NamedTuple):
@@ -93,7 +108,8 @@ def precision_recall(generated: Tensor, real: Tensor, num_nearest: int = 3) -> t
     """Return precision and recall (Kynkäänniemi et al. 2019).
 
     Precision is the share of generated features inside the real manifold, recall that of real ones inside the
-    generated; a manifold is the union of balls around its features that reach to the k-th nearest other one.
+    generated; a manifold is the union of balls around its features that reach to the k-th nearest other one. Memory
+    grows with N + M, not with their product.
 
     Args:
         generated: [N, D].
@@ -126,17 +142,29 @@ def read_statistics(path: Path) -> tuple[Moments | None, NDArray[np.uint8] | Non
             mean = torch.from_numpy(file["mu"]).double() if {"mu", "sigma"} <= names else None
             covariance = torch.from_numpy(file["sigma"]).double() if mean is not None else None
             images = file["arr_0"] if "arr_0" in names else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read as reference statistics ({error}).") from error
+    except _UNREADABLE as error:
+        raise DataError(
+            f"{path} cannot be read as reference statistics ({error}): it is missing, damaged or no .npz file."
+        ) from error
     if mean is None and images is None:
-        raise DataError(f"{path} holds {', '.join(sorted(names))}; expected mu and sigma, or images in arr_0.")
-    if images is not None and (images.ndim != 4 or images.dtype != np.uint8):
-        raise DataError(f"{path}: arr_0 must be bytes [N, H, W, channels], but is {images.dtype} {list(images.shape)}.")
+        held = ", ".join(sorted(names)) or "nothing"
+        raise DataError(f"{path} holds {held}; expected mu and sigma, or images in arr_0.")
+    if images is not None:
+        _check_images(images, path)
     if mean is None or covariance is None:
         return None, images
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise DataError(f"{path}: mu {list(mean.shape)} and sigma {list(covariance.shape)} do not fit together.")
+    if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
+        raise DataError(f"{path}: mu or sigma hold NaN or infinity.")
     return Moments(mean, covariance, 0), images
+
+
+def _check_images(images: NDArray[Any], path: Path) -> None:
+    if images.ndim != 4 or images.dtype != np.uint8:
+        raise DataError(f"{path}: arr_0 must be bytes [N, H, W, channels], but is {images.dtype} {list(images.shape)}.")
+    if images.shape[3] not in (1, 3) or 0 in images.shape:
+        raise DataError(f"{path}: arr_0 must hold images of 1 or 3 channels, but has shape {list(images.shape)}.")
 
 
 def _radii(features: Tensor, num_nearest: int) -> Tensor:
@@ -147,4 +175,4 @@ def _radii(features: Tensor, num_nearest: int) -> Tensor:
 
 def _share_inside(points: Tensor, centres: Tensor, radii: Tensor) -> float:
     inside = [(torch.cdist(part, centres) <= radii).any(dim=1) for part in points.split(_CHUNK)]
-    return float(torch.cat(inside).double().mean())
+    return int(torch.cat(inside).sum()) / len(points)

@@ -151,7 +151,12 @@ def train_mae(
         network = mae_for(samples, config.mae.model).to(processes.device)
     network.encoder.activation_checkpointing = config.trainer.activation_checkpointing
     say(f"MAE      {_millions(network)}, on {_describe(processes)}, in {run_folder(config)}")
-    metadata: dict[str, object] = {"dataset": config.dataset.name, "tokenizer": samples.tokenizer, "seed": config.seed}
+    metadata: dict[str, object] = {
+        "dataset": config.dataset.name,
+        "class_names": samples.class_names,
+        "tokenizer": samples.tokenizer,
+        "seed": config.seed,
+    }
     with claimed(config, processes, if_busy) as going_on:
         stream = SampleStream(samples, config.mae.batch_size, config.seed, processes, config.dataset.num_workers)
         objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)

@@ -1,14 +1,18 @@
+import argparse
 import json
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarks import image_speed
 from benchmarks.image_ladder import common, cost, digits, orderings
 from benchmarks.image_ladder.plain_loss import PlainDriftLoss, plain_loss_of_features
 from drift_policy.drift import drift_loss
+from image_gen.artifacts import load_mae
 from image_gen.baselines.classifier import train_classifier
 from image_gen.encoders.base import FeatureExtractor
 from image_gen.encoders.mae import MaeFeatures
@@ -75,6 +79,31 @@ def test_the_ladder_leaves_results(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     result = json.loads((tmp_path / "ordering_features_seed0.json").read_text())
     assert [row["setting"] for row in result["settings"]] == ["encoder and pixels", "encoder", "raw pixels"]
     assert result["held_out_real_images"]["accuracy"] > 0.7
+
+
+def test_the_common_autoencoder_is_of_todays_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "judge_digits", lambda console: None)
+    parser = argparse.ArgumentParser()
+    common.add_arguments(parser)
+
+    def trained(*overrides: str) -> tuple[str, float, str]:
+        console = Console(record=True, file=StringIO(), width=1000)
+        given = parser.parse_args(["--runs", str(tmp_path), *SMALL, *overrides])
+        folder = common.Study(given, "-m x", [], console).common_mae()
+        return folder, (Path(folder) / "manifest.json").stat().st_mtime_ns, console.export_text()
+
+    folder, first, said = trained()
+    assert "anew" not in said
+    assert load_mae(folder).config.base_channels == 4  # ++feature.mae_training.model.base_channels=4
+    assert trained()[:2] == (folder, first)
+    _, second, said = trained("feature.mae_training.trainer.learning_rate=0.01")
+    assert second > first and "was started with other values of mae.trainer.learning_rate" in said
+    (Path(folder) / "manifest.json").unlink()
+    _, third, said = trained("feature.mae_training.trainer.learning_rate=0.01")
+    assert third > second and "holds no finished training" in said
+    free = ["feature.mae_training.classification_steps=0", "feature.mae_training.trainer.num_steps=2"]
+    trained(*free)
+    assert "has 2 steps instead of 1" in trained(*free, "feature.mae_training.trainer.num_steps=1")[2]
 
 
 def test_speed_stands_beside_a_plain_reference(tmp_path: Path) -> None:

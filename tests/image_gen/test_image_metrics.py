@@ -7,6 +7,7 @@ from scipy.linalg import sqrtm
 
 from drift_policy.errors import CheckpointError, ConfigurationError, DataError
 from image_gen.evaluation import EvaluateConfig, make_judge
+from image_gen.metrics import statistics
 from image_gen.metrics.judges import InceptionJudge
 from image_gen.metrics.statistics import (
     Moments,
@@ -17,6 +18,7 @@ from image_gen.metrics.statistics import (
     read_statistics,
 )
 from image_gen.reference import to_images
+from image_gen.sample_images import SampleConfig
 
 
 def normal(number: int, dims: int, seed: int) -> torch.Tensor:
@@ -61,6 +63,21 @@ def test_precision_and_recall_of_known_sets() -> None:
         precision_recall(real[:3], real)
 
 
+def test_precision_and_recall_hold_few_distances_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    generated, real = normal(3000, 2, 0).float(), normal(2500, 2, 1).float()
+    distances, most = torch.cdist, []
+
+    def noted(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+        most.append(len(one))
+        return distances(one, two)
+
+    monkeypatch.setattr(torch, "cdist", noted)
+    in_parts = precision_recall(generated, real)
+    assert max(most) <= 1024
+    monkeypatch.setattr(statistics, "_CHUNK", 5000)
+    assert precision_recall(generated, real) == pytest.approx(in_parts, abs=1e-3)
+
+
 def test_features_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="NaN or infinity"):
         moments_of(torch.full((3, 2), float("nan")))
@@ -88,6 +105,82 @@ def test_reference_statistics_are_read_as_adm_writes_them(tmp_path: Path) -> Non
         read_statistics(tmp_path / "absent.npz")
 
 
+@pytest.mark.parametrize("kind", ["empty", "cut", "flipped", "text", "array"])
+def test_damaged_statistics_end_with_a_sentence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.npz"
+    noise = np.random.default_rng(0).standard_normal((40, 40))
+    np.savez_compressed(path, mu=noise[0], sigma=noise)
+    whole = path.read_bytes()
+    half = len(whole) // 2
+    np.save(tmp_path / "array.npy", noise)
+    contents = {
+        "empty": b"",
+        "cut": whole[:half],
+        "flipped": whole[:half] + bytes(byte ^ 255 for byte in whole[half : half + 99]) + whole[half + 99 :],
+        "text": b"<html>not found</html>",
+        "array": (tmp_path / "array.npy").read_bytes(),
+    }
+    path.write_bytes(contents[kind])
+    with pytest.raises(DataError, match="cannot be read"):
+        read_statistics(path)
+
+
+def test_reference_statistics_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    for shape in ((0, 8, 8, 3), (2, 8, 8, 2)):
+        np.savez(path, arr_0=np.zeros(shape, dtype=np.uint8))
+        with pytest.raises(DataError, match="1 or 3 channels"):
+            read_statistics(path)
+    np.savez(path, mu=np.array([0, np.nan]), sigma=np.eye(2))
+    with pytest.raises(DataError, match="NaN or infinity"):
+        read_statistics(path)
+
+
+class Unsafe:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_inception_weights_are_read_as_tensors_alone(tmp_path: Path) -> None:
+    path, trace = tmp_path / "inception.pth", tmp_path / "ran"
+    for held in (Unsafe(trace), {"weight": Unsafe(trace)}):
+        torch.save(held, path)
+        with pytest.raises(CheckpointError, match=r"(?s)damaged, or holds more than weights.*curl -L --fail"):
+            InceptionJudge(str(path), torch.device("cpu"))
+    assert not trace.exists()
+    torch.save({"weight": torch.zeros(1000)}, path)
+    for content in (b"", b"<html>not found</html>", path.read_bytes()[:300], path.read_bytes()[:3000]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match="damaged"):
+            InceptionJudge(str(path), torch.device("cpu"))
+    torch.save([torch.zeros(3)], path)
+    with pytest.raises(CheckpointError, match="no weights by name"):
+        InceptionJudge(str(path), torch.device("cpu"))
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unfitting(*arguments: object) -> None:
+        torch.nn.Linear(2, 3).load_state_dict({"weight": torch.zeros(3, 2)})
+
+    monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", unfitting)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match="not those of the Inception network"):
+        InceptionJudge(str(tmp_path / "other.pth"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**15])
+def test_seeds_have_bounds(seed: int) -> None:
+    for kind in (EvaluateConfig, SampleConfig):
+        with pytest.raises(ConfigurationError, match="seed must be from 0 to 4294967295"):
+            kind(ckpt="x", seed=seed)
+    assert EvaluateConfig(ckpt="x", seed=2**32 - 1).seed == 2**32 - 1
+
+
 def test_missing_inception_weights_name_file_and_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DRIFT_POLICY_CACHE", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"(?s)pt_inception-2015-12-05-6726825d\.pth.*curl -L"):
@@ -103,3 +196,7 @@ def test_judges_without_data_and_unknown_ones_are_refused() -> None:
         EvaluateConfig(ckpt="x", network="vgg")
     with pytest.raises(ConfigurationError, match="split into 10"):
         EvaluateConfig(ckpt="x", num_samples=5)
+    with pytest.raises(ConfigurationError, match="num_manifold=3 must be more than num_nearest=3"):
+        EvaluateConfig(ckpt="x", num_manifold=3)
+    with pytest.raises(ConfigurationError, match="num_samples=50 must be more than num_nearest=50"):
+        EvaluateConfig(ckpt="x", num_samples=50, num_nearest=50)

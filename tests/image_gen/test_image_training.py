@@ -66,6 +66,9 @@ def test_a_run_leaves_what_it_says(whole: Path) -> None:
     images = generator(torch.randn(2, 1, 8, 8), torch.tensor([3, 7]), 1.0)
     assert images.shape == (2, 1, 8, 8) and bool(images.isfinite().all())
     assert load_mae(mae_of(whole)).config.base_channels == 4
+    for trained in (whole, mae_of(whole)):
+        noted = json.loads((trained / "checkpoints/last/config.json").read_text())["metadata"]
+        assert noted["class_names"] == list("0123456789")
 
 
 def test_without_an_autoencoder_one_is_trained_and_used_again(tmp_path: Path) -> None:
