@@ -31,7 +31,15 @@ _SOURCES = ("data_path", "plugins")
 # What a task says of policies: defaults of settings that are compared themselves.
 _OF_THE_POLICY = tuple(
     f"task.{name}"
-    for name in ("noise_scale", "num_candidates", "mirrored", "kernel", "samples_per_observation", "dropout")
+    for name in (
+        "noise_scale",
+        "num_candidates",
+        "mirrored",
+        "kernel",
+        "affinity_floor",
+        "samples_per_observation",
+        "dropout",
+    )
 )
 _CONFIGS = Path(__file__).parents[1] / "configs"
 

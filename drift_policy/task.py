@@ -116,6 +116,7 @@ class TaskConfig:
     mirrored: bool | None = None  # and of whether half of those come from the mirror image; needs a symmetry
     samples_per_observation: int | None = None  # and of the drift head's samples for each observation
     kernel: str | None = None  # and of the kernel of its field
+    affinity_floor: float | None = None  # and of the floor of the affinity kernel
     symmetry: str | None = None  # "module:function" that mirrors demonstrations, to train on both; null trains as given
     constant_range: float = CONSTANT_RANGE  # numbers that vary less in the data are centred and not scaled to -1..1
 

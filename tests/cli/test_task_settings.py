@@ -89,7 +89,15 @@ def test_the_candidates_of_a_task_leave_other_policies_alone() -> None:
 
 
 def test_null_leaves_what_the_policy_has() -> None:
-    names = ("noise_scale", "num_candidates", "mirrored", "dropout", "samples_per_observation", "kernel")
+    names = (
+        "noise_scale",
+        "num_candidates",
+        "mirrored",
+        "dropout",
+        "samples_per_observation",
+        "kernel",
+        "affinity_floor",
+    )
     nothing, other = composed("task=pusht", *(f"++task.{name}=null" for name in names)), composed("task=lift")
     for part in ("head", "network", "noise_scale", "num_candidates", "mirrored"):
         assert nothing.policy[part] == other.policy[part], part
