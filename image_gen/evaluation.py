@@ -185,7 +185,7 @@ def beside(ckpt: str) -> Path:
 def _data_config(config: EvaluateConfig, metadata: dict[str, Any]) -> DataConfig | None:
     """Return the data set of the configuration or of the training, as it is without augmentation."""
     if config.dataset is not None:
-        return config.dataset
+        return replace(config.dataset, flip=False)
     trained_on = metadata.get("data_config")
     if not isinstance(trained_on, dict):
         return None

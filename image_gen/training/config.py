@@ -26,7 +26,7 @@ class DataConfig:
     latents: str | None = None  # folder that cache_latents wrote; null encodes the images anew every time
     image_size: int | None = None  # side in pixels; null is the data set's own
     crop: str = "centre"  # or random_resized: a random rectangle of 20 % to 100 % of the area, resized
-    flip: bool = False  # mirror half of the images
+    flip: bool | None = None  # mirror half of the images; null does so if `latents` has mirrored ones, and else not
     tokenizer: str = "pixels"  # space of the generator: pixels, taef2 or sd_vae; a cache brings its own
     tokenizer_weights: str | None = None  # folder of the tokenizer's weights; null: the default ones
     num_workers: int = 0  # processes that read ahead; 0: none beside the training itself

@@ -29,6 +29,7 @@ from image_gen.training.config import (
     OptimizerConfig,
     RunConfig,
 )
+from image_gen.training.samples import MIRRORED
 
 SETTINGS_FILE = "settings.json"
 # Settings that may change between the parts of a resumed run: they say where and how long, not what is computed.
@@ -39,6 +40,7 @@ _WITHOUT_EFFECT = (
     "dataset.path",
     "dataset.latents",
     "dataset.tokenizer_weights",
+    "dataset.flip",  # what it comes to is compared as `data.mirrored`
     "feature.activation_checkpointing",
     "trainer.activation_checkpointing",
     "mae.trainer.activation_checkpointing",
@@ -100,7 +102,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any], advice: str | Non
         raise CheckpointError(f"{path} cannot be read ({error}), so the run cannot be resumed.") from error
     now = json.loads(json.dumps(settings))
     defaults = {name: asdict(kind()) for name, kind in _SECTIONS.items()}
-    changed = differing_settings(_completed(before, now, defaults), now)
+    changed = differing_settings(_completed(_with_mirrored(before), now, defaults), now)
     refuse_changes(run_dir, [name for name in changed if name not in _WITHOUT_EFFECT], advice)
 
 
@@ -116,6 +118,14 @@ def course_of(config: RunConfig, data_facts: Mapping[str, Any]) -> dict[str, Any
     recipe["trainer"] = {name: value for name, value in recipe["trainer"].items() if name not in free}
     settings["dataset"] = {name: value for name, value in settings["dataset"].items() if name != "num_workers"}
     return settings | {"data": dict(data_facts)}
+
+
+def _with_mirrored(before: Any) -> Any:
+    """Fill in whether samples were mirrored: older releases always did so where the cache had mirrored ones."""
+    match before:
+        case {"dataset": {"flip": flip}, "data": {**data}} if MIRRORED not in data:
+            return {**before, "data": {**data, MIRRORED: flip or data.get("flip", False)}}
+    return before
 
 
 def _completed(before: Any, now: Any, defaults: Any) -> Any:

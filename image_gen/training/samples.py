@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import ConfigurationError, require
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import batch_indices
 from image_gen.data.latents import CachedLatents, CacheIndex
@@ -23,6 +23,7 @@ from image_gen.tokenizers import Tokenizer
 from image_gen.training.config import DataConfig
 from image_gen.training.schedule import LATENTS, row_generator
 
+MIRRORED = "mirrored"  # among the facts: whether half of the samples are mirrored, as dataset.flip and the cache say
 # Settings of the data -> what a cache calls them.
 _OF_CACHE = {"name": "dataset", "split": "split", "image_size": "image_size", "tokenizer": "tokenizer"}
 # Tokenizers come with data sets and models, so that a value alone does not tell who chose it.
@@ -83,7 +84,8 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         tokenizer_weights=config.tokenizer_weights,
         prefix="dataset.",
     )
-    images, transform = source.images, ImageTransform(source.image_size, crop=config.crop, flip=config.flip)
+    images, flip = source.images, bool(config.flip)
+    transform = ImageTransform(source.image_size, crop=config.crop, flip=flip)
     return RealSamples(
         dataset=TransformedImages(images, transform, seed),
         class_names=images.class_names,
@@ -91,7 +93,13 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         tokenizer=config.tokenizer,
         tokenizer_weights=config.tokenizer_weights,
         encoder=None if config.tokenizer == "pixels" else source.tokenizer,
-        facts={"name": config.name, "split": config.split, "images": len(images), "classes": images.num_classes},
+        facts={
+            "name": config.name,
+            "split": config.split,
+            "images": len(images),
+            "classes": images.num_classes,
+            MIRRORED: flip,
+        },
     )
 
 
@@ -121,16 +129,15 @@ def check_cache(config: DataConfig, index: CacheIndex, settings: Iterable[str]) 
 
 def _open_latents(config: DataConfig, seed: int) -> RealSamples:
     assert config.latents is not None  # the caller has asked
-    cache = CachedLatents(config.latents, seed)
+    cache = CachedLatents(config.latents, seed, config.flip)
     index = cache.index
     default = DataConfig()
     check_cache(config, index, [s for s in _CHOSEN_UNLESS_DEFAULT if getattr(config, s) != getattr(default, s)])
-    for setting, changed in (("crop", config.crop != "centre"), ("flip", config.flip and not index.flip)):
-        if changed:
-            raise ConfigurationError(
-                f"dataset.{setting}={getattr(config, setting)} acts on images, but dataset.latents={config.latents} "
-                f"was encoded before: leave it out, or make a cache with that setting."
-            )
+    require(
+        config.crop == "centre",
+        f"dataset.crop={config.crop} acts on images, but dataset.latents={config.latents} was encoded before: leave it "
+        "out.",
+    )
     channels, height, width = index.latent_shape
     return RealSamples(
         dataset=cache,
@@ -139,7 +146,8 @@ def _open_latents(config: DataConfig, seed: int) -> RealSamples:
         tokenizer=index.tokenizer,
         tokenizer_weights=config.tokenizer_weights or index.tokenizer_weights,
         encoder=None,
-        facts=asdict(index) | {"classes": len(index.class_names), "class_names": len(index.class_names)},
+        facts=asdict(index)
+        | {"classes": len(index.class_names), "class_names": len(index.class_names), MIRRORED: cache.flip},
     )
 
 
