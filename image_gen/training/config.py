@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift_policy.errors import require
+from drift_policy.drift.validation import check_temperatures
+from drift_policy.errors import ConfigurationError, require
 from drift_policy.training.logger_config import LoggerConfig
 from drift_policy.training.trainer_config import PRECISIONS, SHARDINGS
 from image_gen.guidance import GuidanceLaw
@@ -71,7 +72,10 @@ class OptimizerConfig:
             value = getattr(self, name)
             require(value is None or value > 0, f"trainer.{name} must be null or positive, but is {value}.")
         require(0 <= self.ema_decay < 1, f"trainer.ema_decay must be in [0, 1), but is {self.ema_decay}.")
-        require(len(self.betas) == 2, f"trainer.betas must be two numbers, but is {self.betas}.")
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"trainer.betas must be two numbers in [0, 1), but is {self.betas}.",
+        )
         for name, choices in (("precision", PRECISIONS), ("sharding", SHARDINGS)):
             value = getattr(self, name)
             require(value in choices, f"trainer.{name} must be one of {', '.join(choices)}, but is {value!r}.")
@@ -126,6 +130,14 @@ class DriftConfig:
             self.labels_per_step <= self.bank.push_per_step,
             f"drift.labels_per_step={self.labels_per_step} are the classes of the newest real samples, so "
             f"drift.bank.push_per_step={self.bank.push_per_step} must be at least as many.",
+        )
+        try:
+            check_temperatures("drift.temperatures", self.temperatures)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+        require(
+            0 <= self.affinity_floor < 1,
+            f"drift.affinity_floor must be in [0, 1), but is {self.affinity_floor}.",
         )
 
 

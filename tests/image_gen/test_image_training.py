@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 
 from drift_policy.drift import drift_loss
+from drift_policy.drift.validation import NotFiniteError
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.training.folder_guard import claimed_folder
 from image_gen import load_generator, load_mae
@@ -311,7 +312,7 @@ def test_settings_that_a_cache_contradicts_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").is_file()
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError])  # the latter from a compiled loss
+@pytest.mark.parametrize("error", [NotFiniteError, RuntimeError])  # the latter from a compiled loss
 def test_samples_that_are_not_finite_end_the_training_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
@@ -320,6 +321,15 @@ def test_samples_that_are_not_finite_end_the_training_in_words(
 
     monkeypatch.setattr(loop_module.TrainingLoop, "update", update)
     with pytest.raises(UserError, match="diverged before step 0"):
+        train_tiny(tmp_path)
+
+
+def test_other_errors_do_not_pass_for_a_diverged_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def update(loop: object, step: int) -> None:
+        raise ValueError("a setting must be a positive finite number.")
+
+    monkeypatch.setattr(loop_module.TrainingLoop, "update", update)
+    with pytest.raises(ValueError, match="a positive finite number"):
         train_tiny(tmp_path)
 
 
