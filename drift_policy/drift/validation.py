@@ -15,7 +15,7 @@ class NotFiniteError(ValueError):
 
 
 def is_not_finite(error: Exception) -> bool:
-    """Whether an error is a `NotFiniteError`, or what compiled code raises in its place: a RuntimeError of its words."""
+    """Whether an error is a `NotFiniteError`, or a RuntimeError of its words, which compiled code raises instead."""
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in (_NOT_FINITE, _NOT_POSITIVE))
     return isinstance(error, NotFiniteError)

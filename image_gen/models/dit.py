@@ -81,7 +81,7 @@ class DiTConfig:
         require(
             tokens * self.hidden_size <= _MOST_NUMBERS,
             f"generator: input_size={self.input_size} and patch_size={self.patch_size} make {tokens:,} tokens of "
-            f"hidden_size={self.hidden_size}, more than {_MOST_NUMBERS:,} numbers: raise patch_size, or lower the others.",
+            f"hidden_size={self.hidden_size}, more than {_MOST_NUMBERS:,} numbers: raise patch_size, lower the others.",
         )
 
 
