@@ -8,16 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from drift_policy.errors import ConfigurationError, require
+from drift_policy.errors import ConfigurationError, UserError, require
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import batch_indices
+from image_gen.data.batches import Batch, Batches, opened
+from image_gen.data.batches import LabelledSamples as LabelledSamples  # to others
 from image_gen.data.latents import CachedLatents, CacheIndex
 from image_gen.tokenizers import Tokenizer
 from image_gen.training.config import DataConfig
@@ -28,19 +30,6 @@ MIRRORED = "mirrored"  # among the facts: whether half of the samples are mirror
 _OF_CACHE = {"name": "dataset", "split": "split", "image_size": "image_size", "tokenizer": "tokenizer"}
 # Tokenizers come with data sets and models, so that a value alone does not tell who chose it.
 _CHOSEN_UNLESS_DEFAULT = ("name", "split", "image_size")
-
-
-class LabelledSamples(Protocol):
-    """Samples [C, H, W] with their class; what is random about them depends on the epoch."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return a sample and its class."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the crops and flips of another epoch."""
 
 
 @dataclass
@@ -181,17 +170,21 @@ class SampleStream:
             )
         self.batch_size, self._total, self._seed = batch_size, total, seed
         self._samples, self._processes, self._num_workers = samples, processes, num_workers
-        self._dataset = _Batches(samples.dataset)
+        self._dataset = Batches(samples.dataset)
         self._encoder = None if samples.encoder is None else samples.encoder.to(processes.device)
-        self._iterator: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._iterator: Iterator[Batch | UserError] | None = None
         self._next_step = -1
 
     def own(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return this process's rows of the batch of a step on its device: samples [n, C, H, W] and classes [n]."""
+        """Return this process's rows of the batch of a step on its device: samples [n, C, H, W] and classes [n].
+
+        Raises:
+            UserError: one of them cannot be read.
+        """
         if self._iterator is None or step != self._next_step:
             self._iterator = self._start(step)
         self._next_step = step + 1
-        images, class_ids = next(self._iterator)
+        images, class_ids = opened(next(self._iterator))
         device = self._processes.device
         images, class_ids = images.to(device, non_blocking=True), class_ids.to(device, non_blocking=True)
         if self._encoder is not None:
@@ -213,7 +206,7 @@ class SampleStream:
         """End the worker processes."""
         self._iterator = None
 
-    def _start(self, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _start(self, first_step: int) -> Iterator[Batch | UserError]:
         loader = DataLoader(
             self._dataset,
             sampler=_Steps(self._rows, first_step),
@@ -230,19 +223,6 @@ class SampleStream:
         first = self._processes.rank * share
         indices = batch_indices(step, self._total, self.batch_size, self._seed)[first : first + share]
         return step // max(1, self._total // self.batch_size), indices.tolist()
-
-
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
-    """A data set whose items are batches, asked for by epoch and indices."""
-
-    def __init__(self, samples: LabelledSamples) -> None:
-        self._samples = samples
-
-    def __getitem__(self, request: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
-        epoch, indices = request
-        self._samples.set_epoch(epoch)
-        images, class_ids = zip(*(self._samples[index] for index in indices), strict=True)
-        return torch.stack(images), torch.tensor(class_ids)
 
 
 class _Steps(Sampler[tuple[int, list[int]]]):

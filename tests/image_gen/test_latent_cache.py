@@ -177,6 +177,21 @@ def test_a_cache_keeps_its_settings(folder: Path, changes: dict[str, Any], messa
         cache_latents(config(folder, **changes))
 
 
+def test_images_that_come_or_go_are_explained(folder: Path) -> None:
+    cache_latents(config(folder))
+    (folder / "images/cat/3.png").unlink()
+    with pytest.raises(ConfigurationError, match="cache of 10 images, but the data set has 9 now: images were added"):
+        cache_latents(config(folder))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named(folder: Path, workers: int) -> None:
+    (folder / "images/dog/4.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^\S+dog/4\.png cannot be decoded .*: replace it by a whole image") as error:
+        cache_latents(config(folder, num_workers=workers))
+    assert "Traceback" not in str(error.value)
+
+
 def test_settings_that_cannot_work_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigurationError, match="is not empty and holds no cache"):
         cache_latents(config(folder, output=str(folder / "images")))
