@@ -35,15 +35,21 @@ SETTINGS_FILE = "settings.json"
 # Settings that may change between the parts of a resumed run: they say where and how long, not what is computed.
 _FREE = ("resume", "logger", "output", "device", "write_config", "picture")
 _FREE_OF_TRAINER = ("num_steps", "max_seconds", "sharding", "num_threads", "log_every", "sample_every")
-# Stored, and free all the same: where files lie (what is in them is compared as `data`), and how memory is saved.
+# Stored, and free all the same: where files and queues lie (what is in files is compared as `data`), how memory is
+# saved, and what is saved how often.
 _WITHOUT_EFFECT = (
     "dataset.path",
     "dataset.latents",
     "dataset.tokenizer_weights",
     "dataset.flip",  # what it comes to is compared as `data.mirrored`
+    "drift.bank.device",
+    "drift.bank.save_limit_mb",
     "feature.activation_checkpointing",
-    "trainer.activation_checkpointing",
-    "mae.trainer.activation_checkpointing",
+    *(
+        f"{trainer}.{name}"
+        for trainer in ("trainer", "mae.trainer", "feature.mae_training.trainer")
+        for name in ("activation_checkpointing", "checkpoint_every")
+    ),
 )
 _SECTIONS = {
     "dataset": DataConfig,
