@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from drift_policy.device import choose_device
-from drift_policy.errors import RunStoppedError
+from drift_policy.errors import RunStoppedError, require
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.training.folder_guard import AUTO, OTHER_NAME
 from drift_policy.training.interrupt import TrainingInterruptedError
@@ -86,6 +86,7 @@ def train_generator(
     samples = _open(config, processes)
     with processes.agreed(), torch.device("meta"):  # errors before an autoencoder is trained, not after
         described = generator_for(samples, config.model)
+        _check_storage(config, samples)
     say(f"run      {run_folder(config)}")
     say(f"data     {len(samples.dataset)} samples {list(samples.sample_shape)} of {samples.num_classes} classes")
     say(f"network  {_millions(described)}, {config.method}, on {_describe(processes)}")
@@ -110,7 +111,8 @@ def _train_generator(
     objective: Objective[DiT, Any]
     if config.method == "flow":
         batch = config.drift.labels_per_step * config.drift.samples_per_label
-        stream = SampleStream(samples, batch, config.seed, processes, config.dataset.num_workers)
+        sizes = "drift.labels_per_step or drift.samples_per_label"
+        stream = SampleStream(samples, batch, config.seed, processes, config.dataset.num_workers, sizes)
         objective = FlowObjective(network, processes, stream=stream, seed=config.seed)
     else:
         objective = _drift_objective(config, samples, network, mae, processes, loss)
@@ -130,7 +132,11 @@ def _train_generator(
 
 
 def train_mae(
-    config: MaeTrainConfig, around: Surroundings, processes: Processes | None = None, if_busy: str = OTHER_NAME
+    config: MaeTrainConfig,
+    around: Surroundings,
+    processes: Processes | None = None,
+    if_busy: str = OTHER_NAME,
+    recipe_setting: str = "mae",
 ) -> Path:
     """Train a masked autoencoder and return the folder of the run.
 
@@ -139,6 +145,7 @@ def train_mae(
         around: what the program gives.
         processes: who trains together; started here if absent.
         if_busy: what to do if another process trains in that folder, for the message; see `claimed_folder`.
+        recipe_setting: what the user calls `config.mae`, for messages.
 
     Raises:
         UserError: anything the user has to change; nothing already written is lost.
@@ -153,7 +160,8 @@ def train_mae(
     say(f"MAE      {_millions(network)}, on {_describe(processes)}, in {run_folder(config)}")
     metadata: dict[str, object] = {"dataset": config.dataset.name, "tokenizer": samples.tokenizer, "seed": config.seed}
     with claimed(config, processes, if_busy) as going_on:
-        stream = SampleStream(samples, config.mae.batch_size, config.seed, processes, config.dataset.num_workers)
+        size, size_setting = config.mae.batch_size, f"{recipe_setting}.batch_size"
+        stream = SampleStream(samples, size, config.seed, processes, config.dataset.num_workers, size_setting)
         objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)
         _run(config, samples, going_on, objective, metadata, around, draw=None)
     return run_folder(config)
@@ -168,6 +176,15 @@ def _start(config: GeneratorTrainConfig | MaeTrainConfig) -> Processes:
 def _open(config: RunConfig, processes: Processes) -> RealSamples:
     with processes.agreed():
         return open_samples(config.dataset, config.seed)
+
+
+def _check_storage(config: GeneratorTrainConfig, samples: RealSamples) -> None:
+    """Require queues that hold the samples: bytes stand for numbers from -1 to 1, which latents exceed."""
+    require(
+        config.method != "drift" or config.drift.bank.storage != "uint8" or samples.tokenizer == "pixels",
+        f"drift.bank.storage=uint8 holds images in [-1, 1], but the data are latents of {samples.tokenizer}, which it "
+        "would clip: set drift.bank.storage=float32, bfloat16 or float16.",
+    )
 
 
 def _drift_objective(
@@ -185,16 +202,23 @@ def _drift_objective(
         bank_config.class_capacity,
         bank_config.unconditional_capacity,
         bank_config.storage,
+        processes.device if bank_config.device == "auto" else choose_device(bank_config.device),
     )
     if config.trainer.compile and loss is drifting_loss:
         loss = compiled_drifting_loss()
-    device = processes.device if bank_config.device == "auto" else choose_device(bank_config.device)
-    stream = SampleStream(samples, bank_config.push_per_step, config.seed, processes, config.dataset.num_workers)
+    stream = SampleStream(
+        samples,
+        bank_config.push_per_step,
+        config.seed,
+        processes,
+        config.dataset.num_workers,
+        "drift.bank.push_per_step",
+    )
     return DriftObjective(
         network,
         processes,
         features=features_for(samples, config.feature, mae).to(processes.device),
-        bank=bank.to(device),
+        bank=bank,
         stream=stream,
         config=config.drift,
         feature_config=config.feature,
@@ -235,7 +259,7 @@ def _find_mae(
         say(f"MAE      {folder}, trained before")
     else:
         say("MAE      none was given (feature.mae=...), so one is trained on the same data first")
-        train_mae(replace(mae_config, resume=begun), around, processes, _BUSY_MAE)
+        train_mae(replace(mae_config, resume=begun), around, processes, _BUSY_MAE, "feature.mae_training")
     processes.wait()
     return load_mae(folder)
 

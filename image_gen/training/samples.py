@@ -149,25 +149,31 @@ class SampleStream:
         seed: of the order.
         processes: who shares a batch.
         num_workers: processes that read ahead; 0: none.
+        size_setting: what the user calls `batch_size`, for messages.
 
     Raises:
         ConfigurationError: fewer samples than a batch has, or a batch that cannot be shared.
     """
 
     def __init__(
-        self, samples: RealSamples, batch_size: int, seed: int, processes: Processes, num_workers: int = 0
+        self,
+        samples: RealSamples,
+        batch_size: int,
+        seed: int,
+        processes: Processes,
+        num_workers: int = 0,
+        size_setting: str = "batch_size",
     ) -> None:
         total = len(samples.dataset)
-        if batch_size > total:
-            raise ConfigurationError(
-                f"A step takes {batch_size} real samples, but there are {total}: lower drift.bank.push_per_step or "
-                "mae.batch_size."
-            )
-        if batch_size % processes.size:
-            raise ConfigurationError(
-                f"A step takes {batch_size} real samples, which {processes.size} processes cannot share evenly: give a "
-                "multiple."
-            )
+        require(
+            batch_size <= total,
+            f"A step takes {batch_size} real samples, but there are {total}: lower {size_setting}.",
+        )
+        require(
+            batch_size % processes.size == 0,
+            f"A step takes {batch_size} real samples, which {processes.size} processes cannot share evenly: make "
+            f"{size_setting} a multiple.",
+        )
         self.batch_size, self._total, self._seed = batch_size, total, seed
         self._samples, self._processes, self._num_workers = samples, processes, num_workers
         self._dataset = Batches(samples.dataset)

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from drift_policy.errors import ConfigurationError, DataError
+from drift_policy.errors import ConfigurationError, DataError, UserError
 from image_gen.data import image_folder
 from image_gen.data.base import ArrayImages, TransformedImages, to_tensor
 from image_gen.data.build import DATASETS, build_image_set
 from image_gen.data.cifar10 import read_cifar10
 from image_gen.data.fashion_mnist import read_fashion_mnist
 from image_gen.data.image_folder import ImageFolder
+from image_gen.data.source import open_source
 from image_gen.data.transforms import ImageTransform, centre_crop, random_resized_crop
 from image_gen.levels import to_levels
 
@@ -247,6 +249,28 @@ def test_image_folders_by_name(tmp_path: Path) -> None:
         build_image_set("mnist")
     with pytest.raises(ConfigurationError, match="train or val"):
         build_image_set("digits", "test")
+
+
+def test_messages_name_the_options_of_their_program(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    own: dict[str, Any] = {"image_size": 8, "tokenizer": "pixels", "tokenizer_weights": None}
+    colour = make_folder(tmp_path / "images")
+    for name, path, changes, option in (
+        ("folder", None, {}, "{}=..."),
+        ("digits", "here", {}, "{}=here"),
+        ("digits", None, {"tokenizer_weights": "there"}, " {}tokenizer_weights=there"),
+        (
+            "digits",
+            None,
+            {"tokenizer": "sd_vae", "tokenizer_weights": str(tmp_path)},
+            "set {}tokenizer_weights=sd-vae-ft-mse",
+        ),
+    ):
+        for prefix, path_option in (("", "data_path"), ("dataset.", "dataset.path")):
+            expected = option.format(prefix if "tokenizer" in option else path_option)
+            with pytest.raises(UserError, match=re.escape(expected)):
+                open_source(name, "train", path, **own | changes, prefix=prefix)
+    assert open_source("folder", "train", colour, **own).image_size == 8
 
 
 @settings(max_examples=30, deadline=None)

@@ -333,6 +333,20 @@ def test_other_errors_do_not_pass_for_a_diverged_training(tmp_path: Path, monkey
         train_tiny(tmp_path)
 
 
+def test_latents_are_not_kept_as_bytes(tmp_path: Path) -> None:
+    latent_cache(tmp_path / "cache")
+    own = ["dataset=imagenette224", f"dataset.latents={tmp_path / 'cache'}", "feature.encoder=none"]
+    with pytest.raises(ConfigurationError, match=r"bank\.storage=uint8 holds images .* the data are latents of taef2"):
+        train_tiny(tmp_path, *own, "drift.bank.storage=uint8")
+
+
+def test_where_queues_lie_and_what_is_saved_may_change_at_a_resume(tmp_path: Path, whole: Path) -> None:
+    first = ["trainer.num_steps=3", "feature.mae_training.trainer.checkpoint_every=2"]
+    train_tiny(tmp_path, *first)
+    changed = ["drift.bank.device=cpu", "drift.bank.save_limit_mb=100", "trainer.checkpoint_every=2"]
+    assert largest_difference(train_tiny(tmp_path, *changed, "resume=true"), whole) == 0
+
+
 def test_compilation_reaches_the_network_and_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
 
@@ -364,6 +378,15 @@ def test_wrong_folders_and_settings_are_refused(tmp_path: Path, whole: Path) -> 
         train_tiny(tmp_path, "trainer.gradient_accumulation_steps=3")
     with pytest.raises(ConfigurationError, match="2000 real samples, but there are 1500"):
         train_tiny(tmp_path, "drift.bank.push_per_step=2000", "name=large")
+    for number, (own, advice) in enumerate(
+        (
+            (["drift.bank.push_per_step=2000"], r"lower drift\.bank\.push_per_step\."),
+            (["feature.mae_training.batch_size=2000"], r"lower feature\.mae_training\.batch_size\."),
+            (["method=flow", "drift.samples_per_label=500"], r"drift\.labels_per_step or drift\.samples_per_label\."),
+        )
+    ):
+        with pytest.raises(ConfigurationError, match=advice):
+            train_tiny(tmp_path / str(number), "feature.mae_training.trainer.num_steps=1", *own)
     with pytest.raises(CheckpointError, match="does not exist"):
         train_tiny(tmp_path, "feature.mae=nowhere", "name=other")
     with pytest.raises(ConfigurationError, match="convnext takes colour images"):
