@@ -52,6 +52,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01  # AdamW's decoupled decay
     gradient_clip: float | None = 2.0  # largest global gradient norm; null is no clipping
     ema_decay: float = 0.999  # decay of the averaged weights that are saved and drawn from
+    ema_warmup: bool = True  # raise the decay to that by (1 + n) / (10 + n) of n updates; false is the released code
     gradient_accumulation_steps: int = 1  # parts a step is computed in, to save memory; drift statistics are a part's
     precision: str = "float32"  # "bfloat16": networks in autocast, the drift loss in float32; "tfloat32": on GPUs
     activation_checkpointing: bool = False  # recompute the network's blocks in the backward pass: less memory

@@ -58,7 +58,7 @@ class TrainingLoop(SteppedTraining, Generic[Network, Step]):
     ) -> None:
         self.objective: Objective[Network, Step] = objective
         self.network: Network = objective.network
-        self.ema: Ema[Network] = Ema(self.network, config.ema_decay)
+        self.ema: Ema[Network] = Ema(self.network, config.ema_decay, config.ema_warmup)
         self.state = TrainingState()
         processes = objective.processes
         super().__init__(config, self.network, self.ema, processes, display, objective.samples_per_step)

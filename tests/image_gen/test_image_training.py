@@ -340,6 +340,16 @@ def test_latents_are_not_kept_as_bytes(tmp_path: Path) -> None:
         train_tiny(tmp_path, *own, "drift.bank.storage=uint8")
 
 
+def test_a_constant_decay_of_the_average_resumes_too(tmp_path: Path, whole: Path) -> None:
+    own = [f"feature.mae={mae_of(whole)}", "trainer.ema_warmup=false"]
+    compared = train_tiny(tmp_path / "whole", *own)
+    train_tiny(tmp_path, *own, "trainer.num_steps=3")
+    assert largest_difference(train_tiny(tmp_path, *own, "resume=true"), compared) == 0
+    assert largest_difference(compared, whole, leaving_out="ema.") == 0 < largest_difference(compared, whole)
+    with pytest.raises(ConfigurationError, match=r"other values of trainer\.ema_warmup\."):
+        train_tiny(tmp_path, own[0], "resume=true")
+
+
 def test_where_queues_lie_and_what_is_saved_may_change_at_a_resume(tmp_path: Path, whole: Path) -> None:
     first = ["trainer.num_steps=3", "feature.mae_training.trainer.checkpoint_every=2"]
     train_tiny(tmp_path, *first)
