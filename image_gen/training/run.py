@@ -30,7 +30,7 @@ from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import GeneratorTrainConfig, MaeTrainConfig, RunConfig
 from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, compiled_drifting_loss, drifting_loss
 from image_gen.training.grids import SampleGrid
-from image_gen.training.loop import TrainingLoop
+from image_gen.training.loop import TrainingLoop, is_past
 from image_gen.training.mae_objective import MaeObjective
 from image_gen.training.networks import features_for, generator_for, mae_for
 from image_gen.training.objective import Objective
@@ -60,6 +60,8 @@ class Surroundings:
     make_display: Callable[[int], Display]  # from the number of steps
     plot_curves: PlotCurves | None  # draws metrics.csv; None where nothing can
     quiet_display: Callable[[int], Display]  # of the processes that do not show anything
+    ends_at: float | None = None  # when to end, by time.monotonic(), whatever is trained then; None: with the training
+    how_to_go_on: str = f"resume={AUTO}"  # what the user adds to the command to go on with a run
 
 
 def train_generator(
@@ -90,7 +92,7 @@ def train_generator(
     say(f"run      {run_folder(config)}")
     say(f"data     {len(samples.dataset)} samples {list(samples.sample_shape)} of {samples.num_classes} classes")
     say(f"network  {_millions(described)}, {config.method}, on {_describe(processes)}")
-    with claimed(config, processes) as going_on:
+    with claimed(config, processes, around.how_to_go_on) as going_on:
         _train_generator(config, samples, going_on, around, processes, say, loss)
     return run_folder(config)
 
@@ -159,7 +161,7 @@ def train_mae(
     network.encoder.activation_checkpointing = config.trainer.activation_checkpointing
     say(f"MAE      {_millions(network)}, on {_describe(processes)}, in {run_folder(config)}")
     metadata: dict[str, object] = {"dataset": config.dataset.name, "tokenizer": samples.tokenizer, "seed": config.seed}
-    with claimed(config, processes, if_busy) as going_on:
+    with claimed(config, processes, around.how_to_go_on, if_busy) as going_on:
         size, size_setting = config.mae.batch_size, f"{recipe_setting}.batch_size"
         stream = SampleStream(samples, size, config.seed, processes, config.dataset.num_workers, size_setting)
         objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)
@@ -260,6 +262,12 @@ def _find_mae(
     else:
         say("MAE      none was given (feature.mae=...), so one is trained on the same data first")
         train_mae(replace(mae_config, resume=begun), around, processes, _BUSY_MAE, "feature.mae_training")
+        if is_past(around.ends_at, processes):
+            what = (
+                f"The time is over at step {store.read_state().step} of {recipe.trainer.num_steps} of the masked "
+                f"autoencoder in {folder}, which is trained before the generator"
+            )
+            raise _stopped(what, around, processes)
     processes.wait()
     return load_mae(folder)
 
@@ -289,6 +297,7 @@ def _run(
         metadata=metadata,
         seed=config.seed,
         resume=going_on,
+        ends_at=around.ends_at,
     )
     if processes.is_main:
         if going_on:
@@ -299,14 +308,16 @@ def _run(
     try:
         loop.run()
     except TrainingInterruptedError:
-        if not processes.is_main:
-            sys.exit(RunStoppedError.exit_code)  # the first process tells the user
-        raise RunStoppedError(
-            f"Stopped at step {loop.state.step}; everything is saved. Go on with the same command and "
-            f"resume={AUTO}."  # which also suits an autoencoder that is trained for a generator without a checkpoint
-        ) from None
+        raise _stopped(f"Stopped at step {loop.state.step}", around, processes) from None
     if processes.is_main:
         _finish(config, samples, loop, started, settings, around)
+
+
+def _stopped(what: str, around: Surroundings, processes: Processes) -> RunStoppedError:
+    """Return the error that says how to go on; processes that show nothing end here."""
+    if not processes.is_main:
+        sys.exit(RunStoppedError.exit_code)
+    return RunStoppedError(f"{what}; everything is saved. Go on with the same command and {around.how_to_go_on}.")
 
 
 def _finish(

@@ -66,8 +66,16 @@ def run_folder(config: RunConfig) -> Path:
 
 
 @contextmanager
-def claimed(config: RunConfig, processes: Processes, if_busy: str = OTHER_NAME) -> Iterator[bool]:
+def claimed(
+    config: RunConfig, processes: Processes, how_to_go_on: str = f"resume={AUTO}", if_busy: str = OTHER_NAME
+) -> Iterator[bool]:
     """Hold the folder of a run, the first process for all; give whether to go on with what is there.
+
+    Args:
+        config: of the run.
+        processes: who trains together.
+        how_to_go_on: what the user adds to the command to go on with a run, for messages.
+        if_busy: see `claimed_folder`.
 
     Raises:
         UserError: see `claimed_folder`.
@@ -77,7 +85,7 @@ def claimed(config: RunConfig, processes: Processes, if_busy: str = OTHER_NAME) 
     with ExitStack() as claim:
         with processes.agreed():
             if processes.is_main:
-                how = f"the same command with resume={AUTO}"
+                how = f"the same command with {how_to_go_on}"
                 claim.enter_context(claimed_folder(run_dir, has_run, config.resume, how, if_busy))
         yield goes_on(config.resume, has_run)  # no process has saved anything yet
 

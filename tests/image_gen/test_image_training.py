@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from image_gen.models import DiT, mae_encoder
 from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
 from image_gen.training.bare import write_config
+from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import DataConfig
 from image_gen.training.program import run_program as train_program
 from image_gen.training.run import train_generator
@@ -373,6 +375,38 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         bare_main([str(tmp_path / "absent.json")])
     assert "is no configuration" in capsys.readouterr().err
+
+
+def test_the_seconds_of_a_bare_machine_are_shared_with_the_autoencoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bare(name: str, *options: str) -> None:
+        bare_main([str(tmp_path / f"{name}.json"), "--max-seconds", "1", *options])
+
+    endless = ["feature.mae_training.trainer.num_steps=1000000", "feature.mae_training.classification_steps=0"]
+    write_config(tiny_generator(tmp_path, *endless), tmp_path / "mae.json")
+    steps = []
+    for options in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as exit_info:
+            bare("mae", *options)
+        assert exit_info.value.code == 130
+        assert re.search(
+            r"time is over at step \d+ of 1000000 of the masked .* and --resume\.", capsys.readouterr().err
+        )
+        steps.append(CheckpointStore(mae_of(tmp_path / "digits/run")).read_state().step)
+    assert 0 < steps[0] < steps[1]
+    assert not CheckpointStore(tmp_path / "digits/run").has_last()
+
+    own = ["feature.encoder=none", "trainer.num_steps=1000000", "name=alone"]
+    write_config(tiny_generator(tmp_path, *own), tmp_path / "alone.json")
+    bare("alone")
+    manifests = [json.loads((tmp_path / "digits/alone/manifest.json").read_text())]
+    bare("alone", "--resume")
+    manifests.append(json.loads((tmp_path / "digits/alone/manifest.json").read_text()))
+    assert 0 < manifests[0]["training"]["steps"] < manifests[1]["training"]["steps"] < 1000000
+    with pytest.raises(SystemExit):
+        bare("alone")
+    assert "the same command with --resume" in capsys.readouterr().err
 
 
 def test_wrong_folders_and_settings_are_refused(tmp_path: Path, whole: Path) -> None:
