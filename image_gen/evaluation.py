@@ -259,7 +259,7 @@ def _print_sweep(sweep: list[dict[str, Any]], best: dict[str, Any], distance: st
 def _data_config(config: EvaluateConfig, metadata: dict[str, Any]) -> DataConfig | None:
     """Return the data set of the configuration or of the training, as it is without augmentation."""
     if config.dataset is not None:
-        return config.dataset
+        return replace(config.dataset, flip=False)
     trained_on = metadata.get("data_config")
     if not isinstance(trained_on, dict):
         return None

@@ -51,21 +51,29 @@ class SampleQueues(nn.Module):
         capacity: Q, samples that a queue holds.
         sample_shape: of one sample.
         storage: type that samples are kept in, of `STORAGE_TYPES`.
+        device: where they lie.
     """
 
     samples: Tensor
     counts: Tensor
 
-    def __init__(self, num_queues: int, capacity: int, sample_shape: tuple[int, ...], storage: str = "float32") -> None:
+    def __init__(
+        self,
+        num_queues: int,
+        capacity: int,
+        sample_shape: tuple[int, ...],
+        storage: str = "float32",
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         require(num_queues >= 1, f"the number of queues must be at least 1, but is {num_queues}.")
         require(capacity >= 1, f"the capacity of a queue must be at least 1, but is {capacity}.")
         require(storage in STORAGE_TYPES, f"storage must be one of {', '.join(STORAGE_TYPES)}, but is {storage!r}.")
         self.num_queues, self.capacity = num_queues, capacity
         shape = (num_queues, capacity, *sample_shape)
-        self.register_buffer("samples", torch.zeros(shape, dtype=STORAGE_TYPES[storage]))
+        self.register_buffer("samples", torch.zeros(shape, dtype=STORAGE_TYPES[storage], device=device))
         # How many samples each queue has received, ever: the next slot and the fill follow from it. [K]
-        self.register_buffer("counts", torch.zeros(num_queues, dtype=torch.long))
+        self.register_buffer("counts", torch.zeros(num_queues, dtype=torch.long, device=device))
 
     @torch.no_grad()
     def push(self, samples: Tensor, keys: Tensor) -> None:
@@ -143,7 +151,8 @@ class MemoryBank(nn.Module):
         sample_shape: of an image or latent, (C, H, W).
         class_capacity: samples of each class; the paper's is 128.
         unconditional_capacity: samples of any class; the paper's is 1000.
-        storage: type that samples are kept in, of `STORAGE_TYPES`.
+        storage: type that samples are kept in, of `STORAGE_TYPES`; "uint8" clips what is outside [-1, 1].
+        device: where they lie; None is PyTorch's default.
     """
 
     def __init__(
@@ -153,10 +162,11 @@ class MemoryBank(nn.Module):
         class_capacity: int = 128,
         unconditional_capacity: int = 1000,
         storage: str = "float32",
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self.by_class = SampleQueues(num_classes, class_capacity, sample_shape, storage)
-        self.any_class = SampleQueues(1, unconditional_capacity, sample_shape, storage)
+        self.by_class = SampleQueues(num_classes, class_capacity, sample_shape, storage, device)
+        self.any_class = SampleQueues(1, unconditional_capacity, sample_shape, storage, device)
 
     @property
     def nbytes(self) -> int:

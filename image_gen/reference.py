@@ -14,12 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from drift_policy.errors import ConfigurationError, DataError, require
+from image_gen.data.batches import LabelledSamples
 from image_gen.levels import from_levels
 from image_gen.metrics.judges import INCEPTION_FEATURES, Judge, Judgement
 from image_gen.metrics.statistics import Moments, moments_of, read_statistics
 from image_gen.sampling import Sampler
 from image_gen.tokenizers import Tokenizer
-from image_gen.training.samples import LabelledSamples, RealSamples
+from image_gen.training.samples import RealSamples
 
 if TYPE_CHECKING:
     from image_gen.data.base import ImageSet

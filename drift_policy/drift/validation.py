@@ -6,6 +6,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+_NOT_FINITE = "must be finite, but holds NaN or infinity"
+_NOT_POSITIVE = "must be positive and finite"
+
+
+class NotFiniteError(ValueError):
+    """A number that a network computes or learns is not finite, or a temperature not positive: training diverged."""
+
+
+def is_not_finite(error: Exception) -> bool:
+    """Whether an error is a `NotFiniteError`, or a RuntimeError of its words, which compiled code raises instead."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in (_NOT_FINITE, _NOT_POSITIVE))
+    return isinstance(error, NotFiniteError)
+
 
 def check_matrix(name: str, value: Tensor, columns: int | None = None) -> None:
     """Require a finite floating-point [rows, columns] tensor with at least one row."""
@@ -46,7 +60,8 @@ def check_weights(name: str, value: Tensor, samples: Tensor) -> None:
         raise ValueError(f"{name} is on {value.device}, but gen is on {samples.device}: move one of them.")
     if value.numel():
         lowest, highest = value.aminmax()
-        _check_all((lowest >= 0) & torch.isfinite(highest), f"{name} must be finite and not negative.")
+        valid = (lowest >= 0) & torch.isfinite(highest)
+        _check_all(valid, f"{name} must be finite and not negative.", ValueError)
 
 
 def check_temperature(name: str, value: float) -> None:
@@ -65,7 +80,7 @@ def check_temperatures(name: str, values: Sequence[float] | Tensor) -> None:
         _check_floating(name, values)
         if values.ndim != 1 or len(values) == 0:
             raise ValueError(f"{name} must have shape [R] with R of at least one, but has {list(values.shape)}.")
-        _check_all(torch.isfinite(values) & (values > 0), f"{name} must be positive and finite.")
+        _check_all(torch.isfinite(values) & (values > 0), f"{name} {_NOT_POSITIVE}.", NotFiniteError)
         return
     if len(values) == 0:
         raise ValueError(f"{name} must hold at least one temperature, but is empty.")
@@ -76,9 +91,9 @@ def check_temperatures(name: str, values: Sequence[float] | Tensor) -> None:
 
 
 def check_finite(name: str, value: Tensor) -> None:
-    """Require that every entry is finite."""
+    """Require that every entry is finite; else a `NotFiniteError`, or see `is_not_finite`."""
     if value.numel():  # one pass: the extremes of a tensor with NaN are NaN
-        _check_all(torch.isfinite(torch.stack(value.aminmax())), f"{name} must be finite, but holds NaN or infinity.")
+        _check_all(torch.isfinite(torch.stack(value.aminmax())), f"{name} {_NOT_FINITE}.", NotFiniteError)
 
 
 def _check_floating(name: str, value: Tensor) -> None:
@@ -88,10 +103,10 @@ def _check_floating(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} must hold floating-point numbers, but holds {value.dtype}.")
 
 
-def _check_all(condition: Tensor, message: str) -> None:
-    """Raise ValueError on a CPU; elsewhere assert on the device, so that training never waits for the host."""
+def _check_all(condition: Tensor, message: str, kind: type[ValueError]) -> None:
+    """Raise an error on a CPU; elsewhere assert on the device, so that training never waits for the host."""
     if condition.is_cpu and not torch.compiler.is_compiling():
         if not bool(condition.all()):
-            raise ValueError(message)
+            raise kind(message)
     else:
         torch._assert_async(condition.all(), message)

@@ -14,7 +14,8 @@ Network = TypeVar("Network", bound=nn.Module)
 class Ema(Generic[Network]):
     """Keeps an averaged copy of a policy or another network, in evaluation mode.
 
-    The decay warms up as (1 + n) / (10 + n), so that the first updates forget the random initial weights.
+    It begins as a copy. The decay warms up as (1 + n) / (10 + n), so that the first updates forget the random initial
+    weights, or is constant.
     The number of updates `n` belongs to the training state: an average that restarts its warm-up after a resume
     would throw away what it has gathered.
 
@@ -22,12 +23,13 @@ class Ema(Generic[Network]):
         policy: the policy to average; its buffers (the normaliser) are copied once, later changes of buffers with every
             `gather`.
         decay: the largest decay.
+        warmup: whether the decay warms up.
     """
 
-    def __init__(self, policy: Network, decay: float) -> None:
+    def __init__(self, policy: Network, decay: float, warmup: bool = True) -> None:
         self.policy = deepcopy(policy).eval().requires_grad_(False)
         self.num_updates = 0
-        self._largest_decay = decay
+        self._largest_decay, self._warmup = decay, warmup
         self._averaged: list[Tensor] = [parameter.data for parameter in self.policy.parameters()]
         self._is_sharded = False
 
@@ -43,6 +45,8 @@ class Ema(Generic[Network]):
 
     def next_decay(self) -> float:
         """Return the decay of the next update."""
+        if not self._warmup:
+            return self._largest_decay
         return min(self._largest_decay, (1 + self.num_updates) / (10 + self.num_updates))
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from drift_policy.drift.validation import is_not_finite
 from drift_policy.errors import UserError
 from drift_policy.training.ema import Ema
 from drift_policy.training.interrupt import InterruptGuard, TrainingInterruptedError
@@ -183,9 +184,8 @@ class SteppedTraining(ABC):
         started = time.perf_counter()
         try:
             self._pending.append(self.update(self.state.step))
-        # The drift loss refuses samples that are not finite, in compiled code by a RuntimeError.
         except (ValueError, RuntimeError) as error:
-            if "finite" not in str(error):
+            if not is_not_finite(error):
                 raise
             raise self._diverged() from error
         self.state.step += 1

@@ -69,7 +69,10 @@ class TrainerConfig:
             f"trainer.gradient_clip must be null or positive, but is {self.gradient_clip}.",
         )
         require(0 <= self.ema_decay < 1, f"trainer.ema_decay must be in [0, 1), but is {self.ema_decay}.")
-        require(len(self.betas) == 2, f"trainer.betas must be two numbers, but is {self.betas}.")
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"trainer.betas must be two numbers in [0, 1), but is {self.betas}.",
+        )
         require(0 <= self.val_ratio < 1, f"trainer.val_ratio must be in [0, 1), but is {self.val_ratio}.")
         for name, choices in (("precision", PRECISIONS), ("sharding", SHARDINGS), ("data_placement", PLACEMENTS)):
             value = getattr(self, name)

@@ -39,11 +39,13 @@ DATASETS: dict[str, DatasetInfo] = {
     "cifar10": DatasetInfo(32, 3, cifar10.HOW_TO_GET),
     "imagenette224": DatasetInfo(224, 3, _IMAGENETTE),
     "imagenet256": DatasetInfo(256, 3, _IMAGENET),
-    "folder": DatasetInfo(None, 3, "give the folder with one folder of images a class as data_path."),
+    "folder": DatasetInfo(None, 3, "give the folder with one folder of images a class."),
 }
 
 
-def build_image_set(name: str, split: str = "train", path: str | Path | None = None) -> ImageSet:
+def build_image_set(
+    name: str, split: str = "train", path: str | Path | None = None, path_setting: str = "data_path"
+) -> ImageSet:
     """Return a data set.
 
     Args:
@@ -51,6 +53,7 @@ def build_image_set(name: str, split: str = "train", path: str | Path | None = N
             and `val`.
         split: "train" or "val".
         path: its folder; without it, `name` in DRIFT_POLICY_DATA or in the cache.
+        path_setting: what the user calls `path`, for messages.
 
     Raises:
         ConfigurationError: an unknown name or split, or a path where there is nothing to read.
@@ -62,10 +65,12 @@ def build_image_set(name: str, split: str = "train", path: str | Path | None = N
         raise ConfigurationError(f"Unknown split {split!r}; expected train or val.")
     if name == "digits":
         if path is not None:
-            raise ConfigurationError(f"The digits come inside scikit-learn, but data_path={path}: leave it out.")
+            raise ConfigurationError(f"The digits come inside scikit-learn, but {path_setting}={path}: leave it out.")
         return read_digits(split)
     if name == "folder" and path is None:
-        raise ConfigurationError("dataset=folder needs the folder with one folder of images a class: data_path=... .")
+        raise ConfigurationError(
+            f"dataset=folder needs the folder with one folder of images a class: {path_setting}=... ."
+        )
     folder = find_data(name, path, DATASETS[name].how_to_get)
     if name == "fashion_mnist":
         return fashion_mnist.read_fashion_mnist(folder, split)

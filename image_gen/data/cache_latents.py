@@ -18,13 +18,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
 from drift_policy.cli import command_line
 from drift_policy.config import parse_config
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, DataError, require
 from image_gen.data.base import ImageSet, TransformedImages
+from image_gen.data.batches import Batches, opened
 from image_gen.data.latents import INDEX_FILE, CacheIndex, check_shard, read_index, shard_path
 from image_gen.data.source import open_source
 from image_gen.data.transforms import ImageTransform
@@ -111,6 +112,13 @@ def _begin(output: Path, index: CacheIndex) -> None:
     if (output / INDEX_FILE).is_file():
         begun, wanted = asdict(read_index(output)), asdict(index)
         differing = [name for name in wanted if begun[name] != wanted[name]]
+        if "num_images" in differing:
+            raise ConfigurationError(
+                f"{output} holds a cache of {begun['num_images']} images, but the data set has {wanted['num_images']} "
+                "now: images were added or removed since, and the latents of those behind them would go by other "
+                "numbers. Put the images back as they were (a damaged one is replaced, not removed), give another "
+                "output, or delete the cache."
+            )
         require(
             not differing,
             f"{output} holds a cache with other settings ({', '.join(differing)}): give another output, or delete it.",
@@ -141,11 +149,14 @@ def _write_shard(
     rows = index.shard_rows(shard)
     device = next(tokenizer.parameters(), torch.empty(0)).device
     transformed = TransformedImages(images, ImageTransform(index.image_size))
-    loader = DataLoader(Subset(transformed, rows), config.batch_size, num_workers=config.num_workers)
+    requests = [(0, list(rows[first : first + config.batch_size])) for first in range(0, len(rows), config.batch_size)]
+    # An item is a whole batch.
+    loader = DataLoader(Batches(transformed), None, sampler=requests, num_workers=config.num_workers)
     # Seeded by the shard: random latents do not depend on where an earlier run was interrupted.
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + shard)
     latents, labels = [], []
-    for batch, batch_labels in loader:
+    for item in loader:
+        batch, batch_labels = opened(item)
         batch = batch.to(device)
         variants = [batch, batch.flip(3)] if index.flip else [batch]
         encoded = [tokenizer.encode(variant, generator) for variant in variants]

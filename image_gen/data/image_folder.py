@@ -13,6 +13,7 @@ from drift_policy.errors import DataError
 from image_gen.data.base import ImageSet
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+_STEP_OF_16_BITS = 65535 / 255  # of a number of 8 bits, in those of 16
 MAX_PIXELS = 64_000_000  # of one image: a file that claims more is refused before it is decoded
 
 
@@ -33,15 +34,39 @@ class ImageFiles(ImageSet):
         super().__init__(class_names, np.asarray(labels), channels=3)
 
     def image(self, index: int) -> NDArray[np.uint8]:
-        """Return one image as bytes [H, W, 3]; other colour spaces are converted."""
+        """Return one image as bytes [H, W, 3]; other colour spaces are converted, transparency is left out.
+
+        Raises:
+            DataError: its file cannot be decoded, is too large, or has numbers of no known range.
+        """
         path = self.files[index]
         try:
             with Image.open(path) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"{path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}.")
-                return np.asarray(image.convert("RGB"))
+                return _to_bytes(image, path)
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be decoded ({error}): replace or remove it.") from error
+            raise DataError(
+                f"{path} cannot be decoded ({error}): replace it by a whole image. Without it the data set is another "
+                "one: a cache of latents or a run that was begun with it cannot go on then."
+            ) from error
+
+
+def _to_bytes(image: Image.Image, path: Path) -> NDArray[np.uint8]:
+    """Return an open image as bytes [H, W, 3]."""
+    # Older releases of Pillow open a PNG file of 16 bits as "I".
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # Pillow's own conversion would clip at 255.
+        grey = np.rint(np.asarray(image) / _STEP_OF_16_BITS).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise DataError(
+            f"{path} has the mode {image.mode!r}, numbers of 32 bits without a known range: save it with 8 or 16 bits "
+            "a channel."
+        )
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # else Pillow warns that transparency is lost
+    return np.asarray(image.convert("RGB"))
 
 
 class ImageFolder(ImageFiles):

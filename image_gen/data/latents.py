@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from drift_policy.errors import DataError
+from drift_policy.errors import DataError, require
 
 INDEX_FILE = "cache.json"
 FORMAT_VERSION = 1
@@ -108,21 +108,29 @@ def check_shard(path: Path, index: CacheIndex, shard: int) -> None:
 class CachedLatents(Dataset[tuple[Tensor, int]]):
     """A complete cache, memory-mapped.
 
-    Items are a latent [C, h, w] in float32, mirrored in half of the cases where the cache has mirrored ones, and its
-    class. Which, is a function of the seed, the epoch and the index.
+    Items are a latent [C, h, w] in float32, of the mirrored image in half of the cases if so asked, and its class.
+    Which, is a function of the seed, the epoch and the index.
 
     Args:
         folder: of the cache.
         seed: of the choice of mirrored latents.
+        flip: whether to mirror; None does so if the cache has latents of mirrored images.
 
     Raises:
+        ConfigurationError: `flip` is true, but the cache has no latents of mirrored images.
         DataError: the folder holds no complete cache.
     """
 
-    def __init__(self, folder: str | Path, seed: int = 0) -> None:
+    def __init__(self, folder: str | Path, seed: int = 0, flip: bool | None = None) -> None:
         self.folder = Path(folder)
         self.index = read_index(folder)
         self.seed = seed
+        self.flip = self.index.flip if flip is None else flip
+        require(
+            self.index.flip or not self.flip,
+            f"dataset.flip=true, but the cache {folder} has no latents of mirrored images: leave it out, or make a "
+            "cache with flip=true.",
+        )
         self.epoch = 0
         self._latents: list[Tensor] = []
         labels = []
@@ -155,6 +163,6 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         return variants[self._variant(index)].float(), int(self.labels[index])
 
     def _variant(self, index: int) -> int:
-        if not self.index.flip:
+        if not self.flip:
             return 0
         return int(np.random.default_rng([self.seed, self.epoch, index]).integers(2))

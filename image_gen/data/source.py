@@ -46,11 +46,12 @@ def open_source(
         ConfigurationError: settings that do not fit together.
         DataError, CheckpointError: images or weights are missing or damaged.
     """
-    images = build_image_set(name, split, path)
+    # The command that makes a cache has a data set's name where others have its settings.
+    images = build_image_set(name, split, path, f"{prefix}path" if prefix else "data_path")
     size = image_size or DATASETS[name].image_size
     if size is None:
         raise ConfigurationError(f"The data set {name!r} has no size of its own: set {prefix}image_size=... .")
-    built = build_tokenizer(tokenizer, tokenizer_weights, images.channels)
+    built = build_tokenizer(tokenizer, tokenizer_weights, images.channels, prefix)
     require(
         size % built.factor == 0,
         f"{prefix}image_size={size} must be a multiple of {built.factor}, the step of the tokenizer {tokenizer}.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from drift_policy.errors import CheckpointError
@@ -21,7 +22,7 @@ class ConvNextV2Features(FeatureExtractor):
 
     Every position of a stage's output is standardised over its channels. Features are the positions of stages 1 to 3,
     mean and standard deviation of stages 0 to 3, and two global ones: the network's own pooled vector, and the standard
-    deviation of the last stage.
+    deviation of the last stage. Autocast does not reach it: in float32, as by default in the released code.
 
     Args:
         network: a transformers ConvNextV2Model; see `load_convnext_v2`.
@@ -36,7 +37,8 @@ class ConvNextV2Features(FeatureExtractor):
 
     def features(self, x: Tensor) -> Features:
         """Return the features of images [B, 3, H, W]; names begin with `convnext_`."""
-        output = self.network(pixel_values=self.preprocessing(x), output_hidden_states=True)
+        with torch.autocast(x.device.type, enabled=False):
+            output = self.network(pixel_values=self.preprocessing(x.float()), output_hidden_states=True)
         statistics = FeatureSettings(patch_mean_size=[], patch_std_size=[])
         features: Features = {}
         # The first hidden state is the stem's output.

@@ -27,6 +27,7 @@ from image_gen.models.sizes import require_range
 NORM_EPS = 1e-6
 _EMBEDDING_STD = 0.02
 _SWIGLU_MULTIPLE = 32
+_MOST_NUMBERS = 2**28  # in the tokens of one image: a gigabyte in float32, a thousand times those of latent_L
 
 
 @dataclass
@@ -75,6 +76,12 @@ class DiTConfig:
         require(
             self.hidden_size % (4 * self.num_heads) == 0,
             f"generator: hidden_size={self.hidden_size} must be a multiple of 4 * num_heads={4 * self.num_heads}.",
+        )
+        tokens = (self.input_size // self.patch_size) ** 2
+        require(
+            tokens * self.hidden_size <= _MOST_NUMBERS,
+            f"generator: input_size={self.input_size} and patch_size={self.patch_size} make {tokens:,} tokens of "
+            f"hidden_size={self.hidden_size}, more than {_MOST_NUMBERS:,} numbers: raise patch_size, lower the others.",
         )
 
 
@@ -232,8 +239,9 @@ class DiT(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=_EMBEDDING_STD)
-        grid = self.config.input_size // self.config.patch_size
-        self.pos_embed.copy_(sincos_positions(grid, self.config.hidden_size).to(self.pos_embed.device))
+        if not self.pos_embed.is_meta:  # the table is made on the CPU, and would be made for nothing
+            grid = self.config.input_size // self.config.patch_size
+            self.pos_embed.copy_(sincos_positions(grid, self.config.hidden_size).to(self.pos_embed.device))
         if self.context_embed is not None:
             nn.init.normal_(self.context_embed, std=_EMBEDDING_STD)
         zeroed = [self.final.linear, *(m.linear for m in self.modules() if isinstance(m, Modulation))]

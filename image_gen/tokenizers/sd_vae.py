@@ -39,11 +39,12 @@ class SdVae(Tokenizer):
         return self.vae.decode(latents / SCALE).sample
 
 
-def load_sd_vae(weights: str | Path = DEFAULT_WEIGHTS) -> SdVae:
+def load_sd_vae(weights: str | Path = DEFAULT_WEIGHTS, prefix: str = "") -> SdVae:
     """Return the autoencoder with its weights.
 
     Args:
         weights: a folder with config.json and diffusion_pytorch_model.safetensors, or a name on the Hugging Face Hub.
+        prefix: of the settings in messages, such as "dataset.".
 
     Raises:
         CheckpointError: diffusers is missing, or the weights are neither there nor downloadable.
@@ -63,7 +64,7 @@ def load_sd_vae(weights: str | Path = DEFAULT_WEIGHTS) -> SdVae:
             f"The weights of the Stable Diffusion VAE cannot be read from {weights} "
             f"({str(error).strip().splitlines()[0]}). Where there is a network, get them with\n"
             f"  hf download {DEFAULT_WEIGHTS} --local-dir sd-vae-ft-mse\n"
-            "and set tokenizer_weights=sd-vae-ft-mse."
+            f"and set {prefix}tokenizer_weights=sd-vae-ft-mse."
         ) from error
     # diffusers draws what it does not find at random, and only warns.
     wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))

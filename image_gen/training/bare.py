@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from drift_policy.errors import ConfigurationError, UserError
+from drift_policy.training.folder_guard import AUTO
 from image_gen.field_types import has_type
 from image_gen.training.config import GeneratorTrainConfig, MaeTrainConfig
 from image_gen.training.run import Surroundings, train_generator, train_mae
@@ -109,17 +111,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m image_gen.training.bare", description=__doc__)
     parser.add_argument("config", type=Path, help="JSON file that train.py or train_mae.py wrote with write_config=...")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of the run")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint of the run, or start it if there is none"
+    )
     parser.add_argument("--output", help="folder of all runs, instead of the configuration's")
-    parser.add_argument("--max-seconds", type=float, help="end after so much time in updates")
+    parser.add_argument(
+        "--max-seconds",
+        type=float,
+        help="end so long after the start, whichever network is trained then; --resume has as long again",
+    )
     options = parser.parse_args(arguments)
+    started = time.monotonic()
     try:
         config = read_config(options.config)
         if options.output is not None:
             config.output = options.output
-        if options.max_seconds is not None:
-            config.trainer.max_seconds = options.max_seconds
-        config.resume = options.resume or config.resume
+        config.resume = AUTO if options.resume else config.resume
         given = sys.argv[1:] if arguments is None else list(arguments)
         around = Surroundings(
             script="-m image_gen.training.bare",
@@ -128,6 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             make_display=PlainDisplay,
             quiet_display=lambda steps: PlainDisplay(steps, is_quiet=True),
             plot_curves=None,
+            ends_at=None if options.max_seconds is None else started + options.max_seconds,
+            how_to_go_on="--resume",
         )
         if isinstance(config, MaeTrainConfig):
             train_mae(config, around)

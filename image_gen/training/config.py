@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift_policy.errors import require
+from drift_policy.drift.validation import check_temperatures
+from drift_policy.errors import ConfigurationError, require
 from drift_policy.training.logger_config import LoggerConfig
 from drift_policy.training.trainer_config import PRECISIONS, SHARDINGS
 from image_gen.guidance import GuidanceLaw
@@ -26,7 +27,7 @@ class DataConfig:
     latents: str | None = None  # folder that cache_latents wrote; null encodes the images anew every time
     image_size: int | None = None  # side in pixels; null is the data set's own
     crop: str = "centre"  # or random_resized: a random rectangle of 20 % to 100 % of the area, resized
-    flip: bool = False  # mirror half of the images
+    flip: bool | None = None  # mirror half of the images; null does so if `latents` has mirrored ones, and else not
     tokenizer: str = "pixels"  # space of the generator: pixels, taef2 or sd_vae; a cache brings its own
     tokenizer_weights: str | None = None  # folder of the tokenizer's weights; null: the default ones
     num_workers: int = 0  # processes that read ahead; 0: none beside the training itself
@@ -51,6 +52,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01  # AdamW's decoupled decay
     gradient_clip: float | None = 2.0  # largest global gradient norm; null is no clipping
     ema_decay: float = 0.999  # decay of the averaged weights that are saved and drawn from
+    ema_warmup: bool = True  # raise the decay to that by (1 + n) / (10 + n) of n updates; false is the released code
     gradient_accumulation_steps: int = 1  # parts a step is computed in, to save memory; drift statistics are a part's
     precision: str = "float32"  # "bfloat16": networks in autocast, the drift loss in float32; "tfloat32": on GPUs
     activation_checkpointing: bool = False  # recompute the network's blocks in the backward pass: less memory
@@ -71,7 +73,10 @@ class OptimizerConfig:
             value = getattr(self, name)
             require(value is None or value > 0, f"trainer.{name} must be null or positive, but is {value}.")
         require(0 <= self.ema_decay < 1, f"trainer.ema_decay must be in [0, 1), but is {self.ema_decay}.")
-        require(len(self.betas) == 2, f"trainer.betas must be two numbers, but is {self.betas}.")
+        require(
+            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
+            f"trainer.betas must be two numbers in [0, 1), but is {self.betas}.",
+        )
         for name, choices in (("precision", PRECISIONS), ("sharding", SHARDINGS)):
             value = getattr(self, name)
             require(value in choices, f"trainer.{name} must be one of {', '.join(choices)}, but is {value!r}.")
@@ -126,6 +131,14 @@ class DriftConfig:
             self.labels_per_step <= self.bank.push_per_step,
             f"drift.labels_per_step={self.labels_per_step} are the classes of the newest real samples, so "
             f"drift.bank.push_per_step={self.bank.push_per_step} must be at least as many.",
+        )
+        try:
+            check_temperatures("drift.temperatures", self.temperatures)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+        require(
+            0 <= self.affinity_floor < 1,
+            f"drift.affinity_floor must be in [0, 1), but is {self.affinity_floor}.",
         )
 
 

@@ -49,7 +49,7 @@ class SampleGrid:
     def _open(self, samples: RealSamples) -> Tokenizer | None:
         channels = samples.sample_shape[0] if samples.tokenizer == "pixels" else 3
         try:
-            return build_tokenizer(samples.tokenizer, samples.tokenizer_weights, channels)
+            return build_tokenizer(samples.tokenizer, samples.tokenizer_weights, channels, "dataset.")
         except UserError as error:  # training on latents does not need what decodes them
             self._say(f"samples  no pictures while training: {error}")
             self._say("         give dataset.tokenizer_weights=<folder> to have them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from drift_policy.training.ema import Ema
 from drift_policy.training.interrupt import InterruptGuard
+from drift_policy.training.parallel import Processes
 from drift_policy.training.saved_state import TrainingState, restore_moments, training_tensors
 from drift_policy.training.schedule import step_seed
 from drift_policy.training.stepped_training import Display, Event, Metrics, SteppedTraining
@@ -22,6 +24,11 @@ from image_gen.training.schedule import learning_rate
 
 Network = TypeVar("Network", DiT, MAE)
 Step = TypeVar("Step")
+
+
+def is_past(moment: float | None, processes: Processes) -> bool:
+    """Whether a moment by time.monotonic() has passed on the clock of the first process; all of them must call this."""
+    return moment is not None and processes.any(processes.is_main and time.monotonic() >= moment)
 
 
 class TrainingLoop(SteppedTraining, Generic[Network, Step]):
@@ -38,6 +45,7 @@ class TrainingLoop(SteppedTraining, Generic[Network, Step]):
         metadata: of the saved network, JSON values.
         seed: of dropout.
         resume: continue from the last checkpoint.
+        ends_at: when to end, by time.monotonic(), but not before a first update; None leaves it to `config`.
 
     Raises:
         ConfigurationError: rows that cannot be shared, or a precision that the device lacks.
@@ -55,14 +63,16 @@ class TrainingLoop(SteppedTraining, Generic[Network, Step]):
         metadata: dict[str, object],
         seed: int,
         resume: bool = False,
+        ends_at: float | None = None,
     ) -> None:
         self.objective: Objective[Network, Step] = objective
         self.network: Network = objective.network
-        self.ema: Ema[Network] = Ema(self.network, config.ema_decay)
+        self.ema: Ema[Network] = Ema(self.network, config.ema_decay, config.ema_warmup)
         self.state = TrainingState()
         processes = objective.processes
         super().__init__(config, self.network, self.ema, processes, display, objective.samples_per_step)
         self._config, self._store, self._metadata, self._seed = config, store, metadata, seed
+        self._ends_at, self._is_late = ends_at, False
         self._draw_samples: Callable[[Network, int], None] | None = draw
         objective.own_rows(config.gradient_accumulation_steps)
         use_precision(config, processes)
@@ -93,6 +103,8 @@ class TrainingLoop(SteppedTraining, Generic[Network, Step]):
                 (loss / parts).backward()
             gathered.append({**metrics, "loss": loss.detach()})
         norm = self._update_weights(learning_rate(step, self._config))
+        # Asked once a step, so that what is due at the end and the end itself agree on it.
+        self._is_late = is_past(self._ends_at, self.processes)
         means = {name: torch.stack([metrics[name] for metrics in gathered]).mean() for name in gathered[0]}
         return means | {"gradient_norm": norm}
 
@@ -105,7 +117,7 @@ class TrainingLoop(SteppedTraining, Generic[Network, Step]):
         limit = self._config.max_seconds
         # Clocks of several processes differ: the first one's time counts for all.
         late = limit is not None and self.processes.any(self.processes.is_main and self.state.training_s >= limit)
-        return super().is_done() or late
+        return super().is_done() or late or self._is_late
 
     def begin(self) -> None:
         """Fill what the objective draws from."""

@@ -124,7 +124,7 @@ def _behind_decoder(samples: RealSamples, encoder: FeatureExtractor) -> FeatureE
     """Let an encoder of images take what the generator draws."""
     if samples.tokenizer == "pixels":
         return encoder
-    return DecodedFeatures(build_tokenizer(samples.tokenizer, samples.tokenizer_weights), encoder)
+    return DecodedFeatures(build_tokenizer(samples.tokenizer, samples.tokenizer_weights, prefix="dataset."), encoder)
 
 
 def _name_and_changes(values: Mapping[str, Any], where: str) -> tuple[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from drift_policy.device import choose_device
-from drift_policy.errors import RunStoppedError
+from drift_policy.errors import RunStoppedError, require
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.training.folder_guard import AUTO, OTHER_NAME
 from drift_policy.training.interrupt import TrainingInterruptedError
@@ -30,7 +30,7 @@ from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import GeneratorTrainConfig, MaeTrainConfig, RunConfig
 from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, compiled_drifting_loss, drifting_loss
 from image_gen.training.grids import SampleGrid
-from image_gen.training.loop import TrainingLoop
+from image_gen.training.loop import TrainingLoop, is_past
 from image_gen.training.mae_objective import MaeObjective
 from image_gen.training.networks import features_for, generator_for, mae_for
 from image_gen.training.objective import Objective
@@ -60,6 +60,8 @@ class Surroundings:
     make_display: Callable[[int], Display]  # from the number of steps
     plot_curves: PlotCurves | None  # draws metrics.csv; None where nothing can
     quiet_display: Callable[[int], Display]  # of the processes that do not show anything
+    ends_at: float | None = None  # when to end, by time.monotonic(), whatever is trained then; None: with the training
+    how_to_go_on: str = f"resume={AUTO}"  # what the user adds to the command to go on with a run
 
 
 def train_generator(
@@ -86,10 +88,11 @@ def train_generator(
     samples = _open(config, processes)
     with processes.agreed(), torch.device("meta"):  # errors before an autoencoder is trained, not after
         described = generator_for(samples, config.model)
+        _check_storage(config, samples)
     say(f"run      {run_folder(config)}")
     say(f"data     {len(samples.dataset)} samples {list(samples.sample_shape)} of {samples.num_classes} classes")
     say(f"network  {_millions(described)}, {config.method}, on {_describe(processes)}")
-    with claimed(config, processes) as going_on:
+    with claimed(config, processes, around.how_to_go_on) as going_on:
         _train_generator(config, samples, going_on, around, processes, say, loss)
     return run_folder(config)
 
@@ -110,7 +113,8 @@ def _train_generator(
     objective: Objective[DiT, Any]
     if config.method == "flow":
         batch = config.drift.labels_per_step * config.drift.samples_per_label
-        stream = SampleStream(samples, batch, config.seed, processes, config.dataset.num_workers)
+        sizes = "drift.labels_per_step or drift.samples_per_label"
+        stream = SampleStream(samples, batch, config.seed, processes, config.dataset.num_workers, sizes)
         objective = FlowObjective(network, processes, stream=stream, seed=config.seed)
     else:
         objective = _drift_objective(config, samples, network, mae, processes, loss)
@@ -130,7 +134,11 @@ def _train_generator(
 
 
 def train_mae(
-    config: MaeTrainConfig, around: Surroundings, processes: Processes | None = None, if_busy: str = OTHER_NAME
+    config: MaeTrainConfig,
+    around: Surroundings,
+    processes: Processes | None = None,
+    if_busy: str = OTHER_NAME,
+    recipe_setting: str = "mae",
 ) -> Path:
     """Train a masked autoencoder and return the folder of the run.
 
@@ -139,6 +147,7 @@ def train_mae(
         around: what the program gives.
         processes: who trains together; started here if absent.
         if_busy: what to do if another process trains in that folder, for the message; see `claimed_folder`.
+        recipe_setting: what the user calls `config.mae`, for messages.
 
     Raises:
         UserError: anything the user has to change; nothing already written is lost.
@@ -157,8 +166,9 @@ def train_mae(
         "tokenizer": samples.tokenizer,
         "seed": config.seed,
     }
-    with claimed(config, processes, if_busy) as going_on:
-        stream = SampleStream(samples, config.mae.batch_size, config.seed, processes, config.dataset.num_workers)
+    with claimed(config, processes, around.how_to_go_on, if_busy) as going_on:
+        size, size_setting = config.mae.batch_size, f"{recipe_setting}.batch_size"
+        stream = SampleStream(samples, size, config.seed, processes, config.dataset.num_workers, size_setting)
         objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)
         _run(config, samples, going_on, objective, metadata, around, draw=None)
     return run_folder(config)
@@ -173,6 +183,15 @@ def _start(config: GeneratorTrainConfig | MaeTrainConfig) -> Processes:
 def _open(config: RunConfig, processes: Processes) -> RealSamples:
     with processes.agreed():
         return open_samples(config.dataset, config.seed)
+
+
+def _check_storage(config: GeneratorTrainConfig, samples: RealSamples) -> None:
+    """Require queues that hold the samples: bytes stand for numbers from -1 to 1, which latents exceed."""
+    require(
+        config.method != "drift" or config.drift.bank.storage != "uint8" or samples.tokenizer == "pixels",
+        f"drift.bank.storage=uint8 holds images in [-1, 1], but the data are latents of {samples.tokenizer}, which it "
+        "would clip: set drift.bank.storage=float32, bfloat16 or float16.",
+    )
 
 
 def _drift_objective(
@@ -190,16 +209,23 @@ def _drift_objective(
         bank_config.class_capacity,
         bank_config.unconditional_capacity,
         bank_config.storage,
+        processes.device if bank_config.device == "auto" else choose_device(bank_config.device),
     )
     if config.trainer.compile and loss is drifting_loss:
         loss = compiled_drifting_loss()
-    device = processes.device if bank_config.device == "auto" else choose_device(bank_config.device)
-    stream = SampleStream(samples, bank_config.push_per_step, config.seed, processes, config.dataset.num_workers)
+    stream = SampleStream(
+        samples,
+        bank_config.push_per_step,
+        config.seed,
+        processes,
+        config.dataset.num_workers,
+        "drift.bank.push_per_step",
+    )
     return DriftObjective(
         network,
         processes,
         features=features_for(samples, config.feature, mae).to(processes.device),
-        bank=bank.to(device),
+        bank=bank,
         stream=stream,
         config=config.drift,
         feature_config=config.feature,
@@ -240,7 +266,13 @@ def _find_mae(
         say(f"MAE      {folder}, trained before")
     else:
         say("MAE      none was given (feature.mae=...), so one is trained on the same data first")
-        train_mae(replace(mae_config, resume=begun), around, processes, _BUSY_MAE)
+        train_mae(replace(mae_config, resume=begun), around, processes, _BUSY_MAE, "feature.mae_training")
+        if is_past(around.ends_at, processes):
+            what = (
+                f"The time is over at step {store.read_state().step} of {recipe.trainer.num_steps} of the masked "
+                f"autoencoder in {folder}, which is trained before the generator"
+            )
+            raise _stopped(what, around, processes)
     processes.wait()
     return load_mae(folder)
 
@@ -270,6 +302,7 @@ def _run(
         metadata=metadata,
         seed=config.seed,
         resume=going_on,
+        ends_at=around.ends_at,
     )
     if processes.is_main:
         if going_on:
@@ -280,14 +313,16 @@ def _run(
     try:
         loop.run()
     except TrainingInterruptedError:
-        if not processes.is_main:
-            sys.exit(RunStoppedError.exit_code)  # the first process tells the user
-        raise RunStoppedError(
-            f"Stopped at step {loop.state.step}; everything is saved. Go on with the same command and "
-            f"resume={AUTO}."  # which also suits an autoencoder that is trained for a generator without a checkpoint
-        ) from None
+        raise _stopped(f"Stopped at step {loop.state.step}", around, processes) from None
     if processes.is_main:
         _finish(config, samples, loop, started, settings, around)
+
+
+def _stopped(what: str, around: Surroundings, processes: Processes) -> RunStoppedError:
+    """Return the error that says how to go on; processes that show nothing end here."""
+    if not processes.is_main:
+        sys.exit(RunStoppedError.exit_code)
+    return RunStoppedError(f"{what}; everything is saved. Go on with the same command and {around.how_to_go_on}.")
 
 
 def _finish(

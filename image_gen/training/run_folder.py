@@ -29,19 +29,27 @@ from image_gen.training.config import (
     OptimizerConfig,
     RunConfig,
 )
+from image_gen.training.samples import MIRRORED
 
 SETTINGS_FILE = "settings.json"
 # Settings that may change between the parts of a resumed run: they say where and how long, not what is computed.
 _FREE = ("resume", "logger", "output", "device", "write_config", "picture")
 _FREE_OF_TRAINER = ("num_steps", "max_seconds", "sharding", "num_threads", "log_every", "sample_every")
-# Stored, and free all the same: where files lie (what is in them is compared as `data`), and how memory is saved.
+# Stored, and free all the same: where files and queues lie (what is in files is compared as `data`), how memory is
+# saved, and what is saved how often.
 _WITHOUT_EFFECT = (
     "dataset.path",
     "dataset.latents",
     "dataset.tokenizer_weights",
+    "dataset.flip",  # what it comes to is compared as `data.mirrored`
+    "drift.bank.device",
+    "drift.bank.save_limit_mb",
     "feature.activation_checkpointing",
-    "trainer.activation_checkpointing",
-    "mae.trainer.activation_checkpointing",
+    *(
+        f"{trainer}.{name}"
+        for trainer in ("trainer", "mae.trainer", "feature.mae_training.trainer")
+        for name in ("activation_checkpointing", "checkpoint_every")
+    ),
 )
 _SECTIONS = {
     "dataset": DataConfig,
@@ -58,8 +66,16 @@ def run_folder(config: RunConfig) -> Path:
 
 
 @contextmanager
-def claimed(config: RunConfig, processes: Processes, if_busy: str = OTHER_NAME) -> Iterator[bool]:
+def claimed(
+    config: RunConfig, processes: Processes, how_to_go_on: str = f"resume={AUTO}", if_busy: str = OTHER_NAME
+) -> Iterator[bool]:
     """Hold the folder of a run, the first process for all; give whether to go on with what is there.
+
+    Args:
+        config: of the run.
+        processes: who trains together.
+        how_to_go_on: what the user adds to the command to go on with a run, for messages.
+        if_busy: see `claimed_folder`.
 
     Raises:
         UserError: see `claimed_folder`.
@@ -69,7 +85,7 @@ def claimed(config: RunConfig, processes: Processes, if_busy: str = OTHER_NAME) 
     with ExitStack() as claim:
         with processes.agreed():
             if processes.is_main:
-                how = f"the same command with resume={AUTO}"
+                how = f"the same command with {how_to_go_on}"
                 claim.enter_context(claimed_folder(run_dir, has_run, config.resume, how, if_busy))
         yield goes_on(config.resume, has_run)  # no process has saved anything yet
 
@@ -100,7 +116,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any], advice: str | Non
         raise CheckpointError(f"{path} cannot be read ({error}), so the run cannot be resumed.") from error
     now = json.loads(json.dumps(settings))
     defaults = {name: asdict(kind()) for name, kind in _SECTIONS.items()}
-    changed = differing_settings(_completed(before, now, defaults), now)
+    changed = differing_settings(_completed(_with_mirrored(before), now, defaults), now)
     refuse_changes(run_dir, [name for name in changed if name not in _WITHOUT_EFFECT], advice)
 
 
@@ -116,6 +132,14 @@ def course_of(config: RunConfig, data_facts: Mapping[str, Any]) -> dict[str, Any
     recipe["trainer"] = {name: value for name, value in recipe["trainer"].items() if name not in free}
     settings["dataset"] = {name: value for name, value in settings["dataset"].items() if name != "num_workers"}
     return settings | {"data": dict(data_facts)}
+
+
+def _with_mirrored(before: Any) -> Any:
+    """Fill in whether samples were mirrored: older releases always did so where the cache had mirrored ones."""
+    match before:
+        case {"dataset": {"flip": flip}, "data": {**data}} if MIRRORED not in data:
+            return {**before, "data": {**data, MIRRORED: flip or data.get("flip", False)}}
+    return before
 
 
 def _completed(before: Any, now: Any, defaults: Any) -> Any:

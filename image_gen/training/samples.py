@@ -8,38 +8,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import ConfigurationError, UserError, require
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import batch_indices
+from image_gen.data.batches import Batch, Batches, LabelledSamples, opened
 from image_gen.data.latents import CachedLatents, CacheIndex
 from image_gen.tokenizers import Tokenizer
 from image_gen.training.config import DataConfig
 from image_gen.training.schedule import LATENTS, row_generator
 
+MIRRORED = "mirrored"  # among the facts: whether half of the samples are mirrored, as dataset.flip and the cache say
 # Settings of the data -> what a cache calls them.
 _OF_CACHE = {"name": "dataset", "split": "split", "image_size": "image_size", "tokenizer": "tokenizer"}
 # Tokenizers come with data sets and models, so that a value alone does not tell who chose it.
 _CHOSEN_UNLESS_DEFAULT = ("name", "split", "image_size")
-
-
-class LabelledSamples(Protocol):
-    """Samples [C, H, W] with their class; what is random about them depends on the epoch."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Return a sample and its class."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the crops and flips of another epoch."""
 
 
 @dataclass
@@ -83,7 +72,8 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         tokenizer_weights=config.tokenizer_weights,
         prefix="dataset.",
     )
-    images, transform = source.images, ImageTransform(source.image_size, crop=config.crop, flip=config.flip)
+    images, flip = source.images, bool(config.flip)
+    transform = ImageTransform(source.image_size, crop=config.crop, flip=flip)
     return RealSamples(
         dataset=TransformedImages(images, transform, seed),
         class_names=images.class_names,
@@ -91,7 +81,13 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         tokenizer=config.tokenizer,
         tokenizer_weights=config.tokenizer_weights,
         encoder=None if config.tokenizer == "pixels" else source.tokenizer,
-        facts={"name": config.name, "split": config.split, "images": len(images), "classes": images.num_classes},
+        facts={
+            "name": config.name,
+            "split": config.split,
+            "images": len(images),
+            "classes": images.num_classes,
+            MIRRORED: flip,
+        },
     )
 
 
@@ -121,16 +117,15 @@ def check_cache(config: DataConfig, index: CacheIndex, settings: Iterable[str]) 
 
 def _open_latents(config: DataConfig, seed: int) -> RealSamples:
     assert config.latents is not None  # the caller has asked
-    cache = CachedLatents(config.latents, seed)
+    cache = CachedLatents(config.latents, seed, config.flip)
     index = cache.index
     default = DataConfig()
     check_cache(config, index, [s for s in _CHOSEN_UNLESS_DEFAULT if getattr(config, s) != getattr(default, s)])
-    for setting, changed in (("crop", config.crop != "centre"), ("flip", config.flip and not index.flip)):
-        if changed:
-            raise ConfigurationError(
-                f"dataset.{setting}={getattr(config, setting)} acts on images, but dataset.latents={config.latents} "
-                f"was encoded before: leave it out, or make a cache with that setting."
-            )
+    require(
+        config.crop == "centre",
+        f"dataset.crop={config.crop} acts on images, but dataset.latents={config.latents} was encoded before: leave it "
+        "out.",
+    )
     channels, height, width = index.latent_shape
     return RealSamples(
         dataset=cache,
@@ -139,7 +134,8 @@ def _open_latents(config: DataConfig, seed: int) -> RealSamples:
         tokenizer=index.tokenizer,
         tokenizer_weights=config.tokenizer_weights or index.tokenizer_weights,
         encoder=None,
-        facts=asdict(index) | {"classes": len(index.class_names), "class_names": len(index.class_names)},
+        facts=asdict(index)
+        | {"classes": len(index.class_names), "class_names": len(index.class_names), MIRRORED: cache.flip},
     )
 
 
@@ -152,38 +148,48 @@ class SampleStream:
         seed: of the order.
         processes: who shares a batch.
         num_workers: processes that read ahead; 0: none.
+        size_setting: what the user calls `batch_size`, for messages.
 
     Raises:
         ConfigurationError: fewer samples than a batch has, or a batch that cannot be shared.
     """
 
     def __init__(
-        self, samples: RealSamples, batch_size: int, seed: int, processes: Processes, num_workers: int = 0
+        self,
+        samples: RealSamples,
+        batch_size: int,
+        seed: int,
+        processes: Processes,
+        num_workers: int = 0,
+        size_setting: str = "batch_size",
     ) -> None:
         total = len(samples.dataset)
-        if batch_size > total:
-            raise ConfigurationError(
-                f"A step takes {batch_size} real samples, but there are {total}: lower drift.bank.push_per_step or "
-                "mae.batch_size."
-            )
-        if batch_size % processes.size:
-            raise ConfigurationError(
-                f"A step takes {batch_size} real samples, which {processes.size} processes cannot share evenly: give a "
-                "multiple."
-            )
+        require(
+            batch_size <= total,
+            f"A step takes {batch_size} real samples, but there are {total}: lower {size_setting}.",
+        )
+        require(
+            batch_size % processes.size == 0,
+            f"A step takes {batch_size} real samples, which {processes.size} processes cannot share evenly: make "
+            f"{size_setting} a multiple.",
+        )
         self.batch_size, self._total, self._seed = batch_size, total, seed
         self._samples, self._processes, self._num_workers = samples, processes, num_workers
-        self._dataset = _Batches(samples.dataset)
+        self._dataset = Batches(samples.dataset)
         self._encoder = None if samples.encoder is None else samples.encoder.to(processes.device)
-        self._iterator: Iterator[tuple[Tensor, Tensor]] | None = None
+        self._iterator: Iterator[Batch | UserError] | None = None
         self._next_step = -1
 
     def own(self, step: int) -> tuple[Tensor, Tensor]:
-        """Return this process's rows of the batch of a step on its device: samples [n, C, H, W] and classes [n]."""
+        """Return this process's rows of the batch of a step on its device: samples [n, C, H, W] and classes [n].
+
+        Raises:
+            UserError: one of them cannot be read.
+        """
         if self._iterator is None or step != self._next_step:
             self._iterator = self._start(step)
         self._next_step = step + 1
-        images, class_ids = next(self._iterator)
+        images, class_ids = opened(next(self._iterator))
         device = self._processes.device
         images, class_ids = images.to(device, non_blocking=True), class_ids.to(device, non_blocking=True)
         if self._encoder is not None:
@@ -205,7 +211,7 @@ class SampleStream:
         """End the worker processes."""
         self._iterator = None
 
-    def _start(self, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _start(self, first_step: int) -> Iterator[Batch | UserError]:
         loader = DataLoader(
             self._dataset,
             sampler=_Steps(self._rows, first_step),
@@ -222,19 +228,6 @@ class SampleStream:
         first = self._processes.rank * share
         indices = batch_indices(step, self._total, self.batch_size, self._seed)[first : first + share]
         return step // max(1, self._total // self.batch_size), indices.tolist()
-
-
-class _Batches(Dataset[tuple[Tensor, Tensor]]):
-    """A data set whose items are batches, asked for by epoch and indices."""
-
-    def __init__(self, samples: LabelledSamples) -> None:
-        self._samples = samples
-
-    def __getitem__(self, request: tuple[int, list[int]]) -> tuple[Tensor, Tensor]:
-        epoch, indices = request
-        self._samples.set_epoch(epoch)
-        images, class_ids = zip(*(self._samples[index] for index in indices), strict=True)
-        return torch.stack(images), torch.tensor(class_ids)
 
 
 class _Steps(Sampler[tuple[int, list[int]]]):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from drift_policy.drift import drift_field, drift_loss
+from drift_policy.drift.validation import is_not_finite
 
 NAN, INF = float("nan"), float("inf")
 
@@ -96,6 +97,20 @@ def test_drift_field_names_the_wrong_argument(name: str, wrong: dict[str, Any]) 
     }
     with pytest.raises(ValueError, match=rf"^{name}\b"):
         drift_field(**(arguments | wrong))
+
+
+def test_numbers_of_a_diverged_training_are_told_from_wrong_settings() -> None:
+    gen, pos = torch.randn(2, 4, 3), torch.randn(2, 5, 3)
+    for arguments, expected in (
+        ({"gen": with_entry((2, 4, 3), NAN), "pos": pos}, True),
+        ({"gen": gen, "pos": pos, "temperatures": torch.tensor([NAN])}, True),
+        ({"gen": gen, "pos": pos, "temperatures": (0.0,)}, False),
+        ({"gen": gen, "pos": pos, "weight_pos": with_entry((2, 5), NAN)}, False),
+    ):
+        with pytest.raises(ValueError, match="finite") as error:
+            drift_loss(**arguments)
+        assert is_not_finite(error.value) == expected
+        assert is_not_finite(RuntimeError(str(error.value))) == expected
 
 
 def test_right_arguments_pass() -> None:

@@ -143,6 +143,10 @@ def test_wrong_inputs_are_refused(position: int, value: torch.Tensor, message: s
         ({"num_heads": 7}, "hidden_size=768 must be a multiple of"),
         ({"depth": 10**9}, "depth must be between 1 and 256"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be"),
+        (
+            {"input_size": 4096, "patch_size": 1, "hidden_size": 16384, "num_heads": 16},
+            r"patch_size=1 make 16,777,216 tokens of hidden_size=16384, more than",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -14,6 +14,7 @@ from drift_policy.errors import CheckpointError
 from image_gen import load_generator, load_mae
 from image_gen.artifacts import load_model
 from image_gen.artifacts.convert import main
+from image_gen.models import dit
 from tests.helpers.image_models import GOLDEN, small_generator, small_mae
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -29,6 +30,12 @@ def test_generators_come_back(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.state_dict(), generator.state_dict(), rtol=0, atol=0)
     assert load_model(tmp_path / "g", "generator")[1] == {"step": 3}
     assert {path.name for path in (tmp_path / "g").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_reading_a_description_computes_no_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = small_generator().save_pretrained(tmp_path)
+    monkeypatch.setattr(dit, "sincos_positions", None)  # calling it fails
+    assert load_generator(folder).config.hidden_size == 32
 
 
 def test_masked_autoencoders_come_back(tmp_path: Path) -> None:

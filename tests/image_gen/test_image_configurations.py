@@ -59,6 +59,7 @@ def test_generators_have_the_released_settings(name: str) -> None:
     assert (drift.temperatures, drift.affinity_floor) == ([0.02, 0.05, 0.2], 1e-6)
     assert (drift.bank.class_capacity, drift.bank.unconditional_capacity, drift.bank.fill_steps) == (128, 1000, 3000)
     assert (trainer.betas, trainer.gradient_clip, trainer.ema_decay) == ([0.9, 0.95], 2.0, 0.999)
+    assert not trainer.ema_warmup
     assert (trainer.precision, config.feature.every_k_block) == ("bfloat16", 2)
     space = name.partition("_")[0]
     assert config.dataset.tokenizer == ("pixels" if space == "pixel" else "sd_vae")
@@ -80,6 +81,7 @@ def test_autoencoders_have_the_released_settings(name: str) -> None:
     assert (recipe.batch_size, recipe.mask_ratio, size.patch_size) == (8192, 0.5, 2)
     assert (trainer.learning_rate, trainer.warmup_steps, trainer.weight_decay) == (4e-3, 4000, 0.01)
     assert (trainer.betas, trainer.ema_decay, trainer.gradient_clip) == ([0.9, 0.95], 0.9995, 2.0)
+    assert not trainer.ema_warmup
     assert (config.dataset.crop, config.dataset.flip) == ("random_resized", True)
     assert size.input_patch_size == (8 if name.startswith("pixel") else 1)
 
@@ -89,6 +91,7 @@ def test_every_configuration_composes() -> None:
         assert generator_config(f"dataset={dataset}").dataset.name == dataset
     config = generator_config("dataset=imagenette224", "model=latent_tiny")
     assert config.feature.mae_training.model == {"name": "latent_tiny"}
+    assert config.trainer.ema_warmup and config.feature.mae_training.trainer.ema_warmup
     assert mae_config("dataset=imagenette224", "mae=latent_tiny").dataset.tokenizer == "taef2"
     with pytest.raises(ConfigurationError, match=r"image_size"):
         generator_config("dataset=folder")
@@ -107,6 +110,11 @@ def test_every_configuration_composes() -> None:
         ("method=gan", "method must be one of drift, flow"),
         ("trainer.precision=int8", "trainer.precision"),
         ("drift.bank.storage=int4", "storage"),
+        ("drift.temperatures=[0.1,0.0]", r"drift\.temperatures must be a positive finite number, but is 0\.0"),
+        ("drift.temperatures=[0.1,0.1]", r"drift\.temperatures must be different from each other"),
+        ("drift.temperatures=[]", r"drift\.temperatures must hold at least one"),
+        ("drift.affinity_floor=1.0", r"drift\.affinity_floor must be in \[0, 1\), but is 1\.0"),
+        ("trainer.betas=[0.9,1.0]", r"trainer\.betas must be two numbers in \[0, 1\), but is \[0\.9, 1\.0\]"),
         ("picture.cfg_scale=0.5", "cfg_scale"),
         ("name=a/b", "plain folder name"),
         ("+drift.temperature=0.1", r"drift\.temperature does not fit: Key 'temperature' not in"),

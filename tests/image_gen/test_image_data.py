@@ -2,8 +2,10 @@
 
 import gzip
 import os
+import re
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from drift_policy.errors import ConfigurationError, DataError
+from drift_policy.errors import ConfigurationError, DataError, UserError
 from image_gen.data import image_folder
 from image_gen.data.base import ArrayImages, TransformedImages, to_tensor
 from image_gen.data.build import DATASETS, build_image_set
 from image_gen.data.cifar10 import read_cifar10
 from image_gen.data.fashion_mnist import read_fashion_mnist
 from image_gen.data.image_folder import ImageFolder
+from image_gen.data.source import open_source
 from image_gen.data.transforms import ImageTransform, centre_crop, random_resized_crop
 from image_gen.levels import to_levels
 
@@ -59,6 +62,41 @@ def test_other_formats_and_colour_spaces_become_rgb(tmp_path: Path) -> None:
     assert (images.image(0) == 9).all()
 
 
+def save(image: Image.Image, path: Path, **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, **options)
+
+
+def test_grey_images_of_16_bits_keep_their_shades(tmp_path: Path) -> None:
+    shades = np.array([[0, 257, 300, 32768, 65535]], dtype=np.uint16)
+    save(Image.fromarray(shades), tmp_path / "a/0.png")
+    save(Image.fromarray(shades.astype(">u2")), tmp_path / "a/1.png", format="TIFF")  # opened by what is in the file
+    for index in (0, 1):
+        pixels = ImageFolder(tmp_path).image(index)
+        assert pixels.dtype == np.uint8
+        assert pixels[0].tolist() == [[shade] * 3 for shade in (0, 1, 1, 128, 255)]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_numbers_without_a_known_range_are_refused(tmp_path: Path, mode: str) -> None:
+    save(Image.new(mode, (4, 4), 70000), tmp_path / "a/deep.png", format="TIFF")
+    with pytest.raises(DataError, match=rf"deep\.png has the mode '{mode}', numbers of 32 bits"):
+        ImageFolder(tmp_path).image(0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_transparency_is_left_out(tmp_path: Path) -> None:
+    palette = Image.new("P", (4, 4))
+    palette.putpalette([50, 100, 150] * 256)
+    save(palette, tmp_path / "a/0.png", transparency=bytes([0, 128]))
+    save(Image.new("LA", (4, 4), (90, 10)), tmp_path / "a/1.png")
+    save(Image.new("RGBA", (4, 4), (1, 2, 3, 0)), tmp_path / "a/2.png")
+    save(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), tmp_path / "a/3.png", format="TIFF")
+    images = ImageFolder(tmp_path)
+    found = [images.image(index)[0, 0].tolist() for index in range(4)]
+    assert found == [[50, 100, 150], [90, 90, 90], [1, 2, 3], [255, 0, 0]]
+
+
 def test_broken_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="does not exist"):
         ImageFolder(tmp_path / "absent")
@@ -66,7 +104,7 @@ def test_broken_folders_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ImageFolder(tmp_path)
     folder = make_folder(tmp_path / "f", ("a",), images=1)
     (folder / "a/a_0.JPEG").write_bytes((folder / "a/a_0.JPEG").read_bytes()[:200])
-    with pytest.raises(DataError, match=r"a_0\.JPEG cannot be decoded"):
+    with pytest.raises(DataError, match=r"a_0\.JPEG cannot be decoded .*: replace it by a whole image"):
         ImageFolder(folder).image(0)
     Image.new("RGB", (9, 6)).save(folder / "a/a_0.JPEG")
     monkeypatch.setattr(image_folder, "MAX_PIXELS", 50)
@@ -211,6 +249,28 @@ def test_image_folders_by_name(tmp_path: Path) -> None:
         build_image_set("mnist")
     with pytest.raises(ConfigurationError, match="train or val"):
         build_image_set("digits", "test")
+
+
+def test_messages_name_the_options_of_their_program(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    own: dict[str, Any] = {"image_size": 8, "tokenizer": "pixels", "tokenizer_weights": None}
+    colour = make_folder(tmp_path / "images")
+    for name, path, changes, option in (
+        ("folder", None, {}, "{}=..."),
+        ("digits", "here", {}, "{}=here"),
+        ("digits", None, {"tokenizer_weights": "there"}, " {}tokenizer_weights=there"),
+        (
+            "digits",
+            None,
+            {"tokenizer": "sd_vae", "tokenizer_weights": str(tmp_path)},
+            "set {}tokenizer_weights=sd-vae-ft-mse",
+        ),
+    ):
+        for prefix, path_option in (("", "data_path"), ("dataset.", "dataset.path")):
+            expected = option.format(prefix if "tokenizer" in option else path_option)
+            with pytest.raises(UserError, match=re.escape(expected)):
+                open_source(name, "train", path, **own | changes, prefix=prefix)
+    assert open_source("folder", "train", colour, **own).image_size == 8
 
 
 @settings(max_examples=30, deadline=None)

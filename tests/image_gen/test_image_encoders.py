@@ -147,6 +147,17 @@ def test_convnext_features(tmp_path: Path) -> None:
     assert isinstance(encoder, ConvNextV2Features)
 
 
+def test_convnext_keeps_its_precision_under_autocast(tmp_path: Path) -> None:
+    convnext(tmp_path)
+    encoder = load_convnext_v2(tmp_path)
+    images = torch.rand(1, 3, 40, 40) * 2 - 1
+    with torch.no_grad():
+        expected = encoder.features(images)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = encoder.features(images)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_incomplete_convnext_weights_are_refused(tmp_path: Path) -> None:
     convnext(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 
 from drift_policy.drift import drift_loss
+from drift_policy.drift.validation import NotFiniteError
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.training.folder_guard import claimed_folder
 from image_gen import load_generator, load_mae
@@ -22,6 +24,7 @@ from image_gen.models import DiT, mae_encoder
 from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
 from image_gen.training.bare import write_config
+from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import DataConfig
 from image_gen.training.program import run_program as train_program
 from image_gen.training.run import train_generator
@@ -106,6 +109,8 @@ def test_moved_data_and_settings_of_older_releases_can_be_resumed(tmp_path: Path
     path = tmp_path / "imagenette224/run/settings.json"
     settings = json.loads(path.read_text())
     del settings["feature"]["activation_checkpointing"], settings["drift"]["affinity_floor"]
+    settings["dataset"]["flip"] = False  # today's null
+    del settings["data"]["mirrored"]
     path.write_text(json.dumps(settings))
     run = train_tiny(tmp_path, *moved, "trainer.num_steps=2")
     assert json.loads((run / "manifest.json").read_text())["training"]["steps"] == 2
@@ -312,7 +317,7 @@ def test_settings_that_a_cache_contradicts_are_refused(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").is_file()
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError])  # the latter from a compiled loss
+@pytest.mark.parametrize("error", [NotFiniteError, RuntimeError])  # the latter from a compiled loss
 def test_samples_that_are_not_finite_end_the_training_in_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
@@ -322,6 +327,39 @@ def test_samples_that_are_not_finite_end_the_training_in_words(
     monkeypatch.setattr(loop_module.TrainingLoop, "update", update)
     with pytest.raises(UserError, match="diverged before step 0"):
         train_tiny(tmp_path)
+
+
+def test_other_errors_do_not_pass_for_a_diverged_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def update(loop: object, step: int) -> None:
+        raise ValueError("a setting must be a positive finite number.")
+
+    monkeypatch.setattr(loop_module.TrainingLoop, "update", update)
+    with pytest.raises(ValueError, match="a positive finite number"):
+        train_tiny(tmp_path)
+
+
+def test_latents_are_not_kept_as_bytes(tmp_path: Path) -> None:
+    latent_cache(tmp_path / "cache")
+    own = ["dataset=imagenette224", f"dataset.latents={tmp_path / 'cache'}", "feature.encoder=none"]
+    with pytest.raises(ConfigurationError, match=r"bank\.storage=uint8 holds images .* the data are latents of taef2"):
+        train_tiny(tmp_path, *own, "drift.bank.storage=uint8")
+
+
+def test_a_constant_decay_of_the_average_resumes_too(tmp_path: Path, whole: Path) -> None:
+    own = [f"feature.mae={mae_of(whole)}", "trainer.ema_warmup=false"]
+    compared = train_tiny(tmp_path / "whole", *own)
+    train_tiny(tmp_path, *own, "trainer.num_steps=3")
+    assert largest_difference(train_tiny(tmp_path, *own, "resume=true"), compared) == 0
+    assert largest_difference(compared, whole, leaving_out="ema.") == 0 < largest_difference(compared, whole)
+    with pytest.raises(ConfigurationError, match=r"other values of trainer\.ema_warmup\."):
+        train_tiny(tmp_path, own[0], "resume=true")
+
+
+def test_where_queues_lie_and_what_is_saved_may_change_at_a_resume(tmp_path: Path, whole: Path) -> None:
+    first = ["trainer.num_steps=3", "feature.mae_training.trainer.checkpoint_every=2"]
+    train_tiny(tmp_path, *first)
+    changed = ["drift.bank.device=cpu", "drift.bank.save_limit_mb=100", "trainer.checkpoint_every=2"]
+    assert largest_difference(train_tiny(tmp_path, *changed, "resume=true"), whole) == 0
 
 
 def test_compilation_reaches_the_network_and_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,6 +380,38 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, capsys: pyte
     assert "is no configuration" in capsys.readouterr().err
 
 
+def test_the_seconds_of_a_bare_machine_are_shared_with_the_autoencoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def bare(name: str, *options: str) -> None:
+        bare_main([str(tmp_path / f"{name}.json"), "--max-seconds", "1", *options])
+
+    endless = ["feature.mae_training.trainer.num_steps=1000000", "feature.mae_training.classification_steps=0"]
+    write_config(tiny_generator(tmp_path, *endless), tmp_path / "mae.json")
+    steps = []
+    for options in ([], ["--resume"]):
+        with pytest.raises(SystemExit) as exit_info:
+            bare("mae", *options)
+        assert exit_info.value.code == 130
+        assert re.search(
+            r"time is over at step \d+ of 1000000 of the masked .* and --resume\.", capsys.readouterr().err
+        )
+        steps.append(CheckpointStore(mae_of(tmp_path / "digits/run")).read_state().step)
+    assert 0 < steps[0] < steps[1]
+    assert not CheckpointStore(tmp_path / "digits/run").has_last()
+
+    own = ["feature.encoder=none", "trainer.num_steps=1000000", "name=alone"]
+    write_config(tiny_generator(tmp_path, *own), tmp_path / "alone.json")
+    bare("alone")
+    manifests = [json.loads((tmp_path / "digits/alone/manifest.json").read_text())]
+    bare("alone", "--resume")
+    manifests.append(json.loads((tmp_path / "digits/alone/manifest.json").read_text()))
+    assert 0 < manifests[0]["training"]["steps"] < manifests[1]["training"]["steps"] < 1000000
+    with pytest.raises(SystemExit):
+        bare("alone")
+    assert "the same command with --resume" in capsys.readouterr().err
+
+
 def test_wrong_folders_and_settings_are_refused(tmp_path: Path, whole: Path) -> None:
     config = tiny_generator(whole.parents[1])
     with pytest.raises(UserError, match="already holds a run"):
@@ -355,6 +425,15 @@ def test_wrong_folders_and_settings_are_refused(tmp_path: Path, whole: Path) -> 
         train_tiny(tmp_path, "trainer.gradient_accumulation_steps=3")
     with pytest.raises(ConfigurationError, match="2000 real samples, but there are 1500"):
         train_tiny(tmp_path, "drift.bank.push_per_step=2000", "name=large")
+    for number, (own, advice) in enumerate(
+        (
+            (["drift.bank.push_per_step=2000"], r"lower drift\.bank\.push_per_step\."),
+            (["feature.mae_training.batch_size=2000"], r"lower feature\.mae_training\.batch_size\."),
+            (["method=flow", "drift.samples_per_label=500"], r"drift\.labels_per_step or drift\.samples_per_label\."),
+        )
+    ):
+        with pytest.raises(ConfigurationError, match=advice):
+            train_tiny(tmp_path / str(number), "feature.mae_training.trainer.num_steps=1", *own)
     with pytest.raises(CheckpointError, match="does not exist"):
         train_tiny(tmp_path, "feature.mae=nowhere", "name=other")
     with pytest.raises(ConfigurationError, match="convnext takes colour images"):

@@ -1,20 +1,27 @@
 """The latent cache: what the command writes, how it goes on, and what reading it gives."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from drift_policy.errors import ConfigurationError, DataError
+from image_gen import evaluation
 from image_gen.data.base import to_tensor
 from image_gen.data.cache_latents import CacheConfig, cache_latents, main
 from image_gen.data.latents import CachedLatents
+from image_gen.evaluation import EvaluateConfig
 from image_gen.tokenizers import build_tokenizer
+from image_gen.training.config import DataConfig
+from image_gen.training.samples import open_samples
 
 
 @pytest.fixture
@@ -86,6 +93,46 @@ def test_without_mirror_images_items_are_always_the_same(folder: Path) -> None:
     assert torch.equal(cached[2][0], latent)
 
 
+def test_the_flip_setting_says_whether_cached_latents_are_mirrored(folder: Path) -> None:
+    cache_latents(config(folder))
+    cache_latents(config(folder, output=str(folder / "plain"), flip=False))
+
+    def is_mirrored(cache: str, flip: bool | None) -> bool:
+        real = open_samples(DataConfig(name="folder", latents=str(folder / cache), flip=flip), 0)
+        first = load_file(folder / cache / "shard-00000.safetensors")["latents"][:4, 0]
+        differing = []
+        for epoch in range(8):
+            real.dataset.set_epoch(epoch)
+            differing += [not torch.equal(real.dataset[index][0], first[index]) for index in range(4)]
+        assert real.facts["mirrored"] == any(differing)
+        return any(differing)
+
+    assert is_mirrored("cache", None) and is_mirrored("cache", True)
+    assert not is_mirrored("cache", False)
+    assert not is_mirrored("plain", None) and not is_mirrored("plain", False)
+    with pytest.raises(
+        ConfigurationError, match=r"dataset\.flip=true, but the cache .*plain has no latents of mirrored"
+    ):
+        is_mirrored("plain", True)
+
+
+def test_an_evaluation_sees_no_mirrored_images(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[DataConfig] = []
+
+    def remember(data: DataConfig, seed: int) -> None:
+        opened.append(data)
+        raise DataError("seen")
+
+    sampler = SimpleNamespace(method="drift")
+    trained_on = {"data_config": asdict(DataConfig(latents="cache", flip=True))}
+    monkeypatch.setattr(evaluation, "load_sampler", lambda *_, **__: (sampler, trained_on))
+    monkeypatch.setattr(evaluation, "open_samples", remember)
+    for dataset in (None, DataConfig(name="cifar10", flip=True)):
+        with pytest.raises(DataError, match="seen"):
+            evaluation.evaluate(EvaluateConfig(ckpt="x", dataset=dataset), [], Console(quiet=True))
+    assert [data.flip for data in opened] == [False, False]
+
+
 def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_latents(config(folder))
     whole = contents(folder / "cache")
@@ -128,6 +175,21 @@ def test_a_cache_keeps_its_settings(folder: Path, changes: dict[str, Any], messa
     cache_latents(config(folder))
     with pytest.raises(ConfigurationError, match=message):
         cache_latents(config(folder, **changes))
+
+
+def test_images_that_come_or_go_are_explained(folder: Path) -> None:
+    cache_latents(config(folder))
+    (folder / "images/cat/3.png").unlink()
+    with pytest.raises(ConfigurationError, match="cache of 10 images, but the data set has 9 now: images were added"):
+        cache_latents(config(folder))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named(folder: Path, workers: int) -> None:
+    (folder / "images/dog/4.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^\S+dog/4\.png cannot be decoded .*: replace it by a whole image") as error:
+        cache_latents(config(folder, num_workers=workers))
+    assert "Traceback" not in str(error.value)
 
 
 def test_settings_that_cannot_work_are_refused(folder: Path) -> None:

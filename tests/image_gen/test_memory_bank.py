@@ -7,6 +7,10 @@ from drift_policy.errors import ConfigurationError
 from image_gen.memory_bank import MemoryBank, SampleQueues, draw_slots
 
 
+def test_queues_are_made_where_they_lie() -> None:
+    assert all(buffer.is_meta for buffer in MemoryBank(2, (1,), 3, 4, device="meta").buffers())
+
+
 def numbered(first: int, count: int) -> torch.Tensor:
     """Samples [count, 1] that hold their own number."""
     return torch.arange(first, first + count, dtype=torch.float32).unsqueeze(1)

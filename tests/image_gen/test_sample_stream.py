@@ -1,8 +1,10 @@
 """The batches of a training: the same for any number of processes."""
 
+import pytest
 import torch
 from torch import Tensor
 
+from drift_policy.errors import DataError
 from drift_policy.training.parallel import Processes
 from image_gen.tokenizers.base import Randomness, Tokenizer
 from image_gen.training.samples import RealSamples, SampleStream
@@ -53,6 +55,24 @@ def test_latents_that_are_drawn_do_not_depend_on_the_number_of_processes() -> No
         assert torch.equal(torch.cat([part[0] for part in parts]), images)
     noise = images - numbers.reshape(-1, 1, 1, 1)
     assert len({float(each) for each in noise[:, 0, 0, 0]}) == 6
+
+
+class Damaged(Numbers):
+    """One of the images cannot be read."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == 5:
+            raise DataError("image 5 cannot be decoded")
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_whoever_reads_it(workers: int) -> None:
+    samples = RealSamples(Damaged(), [str(n) for n in range(12)], SHAPE, "pixels", None, None, {})
+    stream = SampleStream(samples, 12, 0, Processes(torch.device("cpu")), workers)
+    with pytest.raises(DataError, match=r"^image 5 cannot be decoded$"):
+        stream.own(0)
+    stream.close()
 
 
 def test_latents_and_the_noise_of_a_generator_are_independent() -> None:

@@ -52,16 +52,17 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
     assert all(late < early for early, late in zip(rates[10:], rates[11:], strict=False))
 
 
-def test_ema_follows_its_definition() -> None:
+@pytest.mark.parametrize("warmup", [True, False])
+def test_ema_follows_its_definition(warmup: bool) -> None:
     policy = tiny_policy()
-    ema = Ema(policy, decay=0.5)
+    ema = Ema(policy, decay=0.5, warmup=warmup)
     weight, averaged = next(policy.parameters()), next(ema.policy.parameters())
     expected = weight.detach().clone()
     for update in range(20):
         with torch.no_grad():
             weight.add_(1.0)
         ema.update(policy)
-        decay = min(0.5, (1 + update) / (10 + update))
+        decay = min(0.5, (1 + update) / (10 + update)) if warmup else 0.5
         expected = decay * expected + (1 - decay) * weight.detach()
     torch.testing.assert_close(averaged, expected)
     assert not averaged.requires_grad
