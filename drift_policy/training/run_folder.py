@@ -31,8 +31,20 @@ _FREE_SETTINGS = (
     "output",
     "plugins",
 )
-# Where a step is computed and read from, which does not change what it computes.
-_PLACES = ("trainer.sharding", "trainer.data_placement", "trainer.num_workers")
+# Those that are stored with the others, but may change too.
+_FREE_PARTS = (
+    # Where and how fast a step is computed and read: it changes rounding at most.
+    "trainer.sharding",
+    "trainer.data_placement",
+    "trainer.num_workers",
+    "trainer.num_threads",
+    # How much is lost in a crash, and how many rows metrics.csv has.
+    "trainer.checkpoint_every",
+    "trainer.log_every",
+    # How fast rollouts are.
+    "rollout.n_envs",
+    "rollout.asynchronous",
+)
 
 
 def course_of_a_run(config: TrainConfig) -> dict[str, Any]:
@@ -59,8 +71,16 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path} cannot be read ({error}), so the run cannot be resumed.") from error
     if not isinstance(before, dict):
         raise CheckpointError(f"{path} holds no settings, so the run cannot be resumed.")
-    changed = [name for name in changed_settings(before, settings) if name not in _PLACES]
+    changed = [name for name in changed_settings(before, settings) if name not in _FREE_PARTS]
+    if "device" in changed and _is_same_kind(str(before.get("device")), str(settings.get("device"))):
+        changed.remove("device")
     refuse_changes(run_dir, changed)
+
+
+def _is_same_kind(device: str, other: str) -> bool:
+    """Whether two devices may be of one kind, as cuda and cuda:1 are; "auto" may be any."""
+    kinds = {name.partition(":")[0] for name in (device, other)}
+    return "auto" in kinds or len(kinds) == 1
 
 
 def resume_command(overrides: Sequence[str]) -> str:

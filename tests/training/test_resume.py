@@ -16,6 +16,7 @@ from drift_policy import load_policy
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.training.run import train
+from drift_policy.training.run_folder import check_settings, course_of_a_run, record_settings
 from tests.helpers.point_task import point_demonstrations, point_training
 from tests.helpers.training_runs import (
     TIMED_COLUMNS,
@@ -110,6 +111,38 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
     train(point_training(tmp_path), [], QUIET)
     with pytest.raises(ConfigurationError, match=r"trainer\.batch_size"):
         train(point_training(tmp_path, resume=True, trainer={"batch_size": 8}), [], QUIET)
+
+
+def test_a_run_goes_on_elsewhere_with_the_settings_that_do_not_change_its_course(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(point_training(tmp_path / "whole"), [], QUIET)
+    stop_before_step(monkeypatch, 7, press_ctrl_c)
+    with pytest.raises(UserError, match="Stopped at step 8"):
+        train(point_training(tmp_path / "parts"), [], QUIET)
+    elsewhere = point_training(
+        tmp_path / "parts",
+        resume=True,
+        device="auto",
+        trainer={"checkpoint_every": 3, "log_every": 2, "num_threads": torch.get_num_threads()},
+    )
+    elsewhere.rollout = replace(elsewhere.rollout, n_envs=2, asynchronous=True)
+    assert_same_state(whole, train(elsewhere, [], QUIET))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_free"),
+    [("cuda", "cuda:1", True), ("auto", "cuda:1", True), ("cpu", "auto", True), ("cpu", "cuda", False)],
+)
+def test_a_run_stays_on_its_kind_of_device(tmp_path: Path, before: str, now: str, is_free: bool) -> None:
+    config = point_training(tmp_path)
+    record_settings(tmp_path, course_of_a_run(replace(config, device=before)))
+    settings = course_of_a_run(replace(config, device=now))
+    if is_free:
+        check_settings(tmp_path, settings)
+    else:
+        with pytest.raises(ConfigurationError, match="started with other values of device"):
+            check_settings(tmp_path, settings)
 
 
 def test_a_run_that_is_older_than_some_settings_is_resumed_as_it_was(tmp_path: Path) -> None:
