@@ -27,7 +27,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
     """A finished run of the real training command."""
-    result = run("train_policy.py", *SHORT, f"data_path={folder}/pusht.zarr", f"output={folder}/runs", "name=base")
+    settings = [f"data_path={folder}/pusht.zarr", f"output={folder}/runs", "name=base", "video_episodes=1"]
+    result = run("train_policy.py", *SHORT, *settings)
     assert result.returncode == 0, result.stderr
     return folder / "runs" / "pusht" / "base"
 
