@@ -57,19 +57,20 @@ class EvalConfig:
 
 
 def evaluate(
-    config: EvalConfig, tasks: Path, overrides: Sequence[str], console: Console
+    config: EvalConfig, tasks: Path, overrides: Sequence[str], console: Console, further_tasks: Sequence[Path] = ()
 ) -> RolloutResult | OpenLoopResult:
     """Evaluate a checkpoint and write manifest.json.
 
     A task without an environment is measured in open loop on its demonstrations (see `offline`). An environment always
-    comes from a task file of the installation: a checkpoint only names its task, since an environment that it could
-    choose itself would be code that it could choose.
+    comes from a task file of the installation or of the command line: a checkpoint only names its task, since an
+    environment that it could choose itself would be code that it could choose.
 
     Args:
         config: the whole configuration.
         tasks: folder of the task files.
         overrides: the command-line arguments, recorded in the manifest.
         console: where to report.
+        further_tasks: folders of more task files.
 
     Raises:
         UserError: the checkpoint cannot be read, or does not fit the task.
@@ -77,7 +78,7 @@ def evaluate(
     import_plugins(config.plugins)
     folder = resolve_checkpoint(config.ckpt)
     policy = load_policy(folder, choose_device(config.device))
-    task = _trained_task(policy, folder, tasks) if config.task is None else config.task
+    task = _trained_task(policy, folder, tasks, further_tasks) if config.task is None else config.task
     _check_action_space(policy, task)
     output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
     console.print(f"policy   {folder}, trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
@@ -225,13 +226,17 @@ def _evaluate_open_loop(
     return result
 
 
-def _trained_task(policy: Policy, folder: Path, tasks: Path) -> TaskConfig:
+def _trained_task(policy: Policy, folder: Path, tasks: Path, further: Sequence[Path]) -> TaskConfig:
     """Return the task that the checkpoint names, from its task file."""
     task = policy.metadata.get("task")
     try:
-        found = load_task(tasks, task)
+        found = load_task(tasks, task, further)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder} cannot be evaluated by itself. {error} Give task=<name>.") from error
+        raise CheckpointError(
+            f"{folder} cannot be evaluated by itself. {error} If its task file lies elsewhere, add "
+            "hydra.searchpath=[file:///path/to/configs], the folder that holds task/<name>.yaml; or name one of these "
+            "tasks with task=<name>."
+        ) from error
     trained = policy.metadata.get(ENVIRONMENT_MADE)  # older checkpoints do not say
     if trained and found.env is not None and trained != found.env.made_as():
         raise CheckpointError(
