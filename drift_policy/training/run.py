@@ -54,6 +54,7 @@ from drift_policy.training.run_folder import (
     SCRIPT,
     check_settings,
     course_of_a_run,
+    record_part,
     record_settings,
     resume_command,
 )
@@ -137,11 +138,12 @@ def _train(
     elif processes.is_main:
         record_settings(run_dir, settings)
     if processes.is_main:
+        parts = record_part(run_dir, started, trainer.state.step)
         trainer.trackers = make_trackers(config.logger, run_dir, settings, trainer.state.step)
     with finished(trainer.trackers):
         _run_to_the_end(trainer, processes, overrides)
         if processes.is_main:
-            facts = {**started, "task": config.task.name, "data": data_facts}
+            facts = {**started, "parts": parts, "task": config.task.name, "data": data_facts}
             facts |= _facts(config, trainer, processes, data)
             _conclude(config, env, run_dir, facts, trainer, data, demonstrations, console)
 

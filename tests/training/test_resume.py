@@ -31,6 +31,7 @@ QUIET = Console(quiet=True)
 EMA_OFFSETS = "ema.head.temperature_offsets"
 
 
+FACTS = {"date", "machine", "versions", "commit"}  # of a part, beside its command and where it went on from
 HEADS: dict[str, dict[str, Any]] = {
     "drift": {"name": "drift"},
     "schedule": {"name": "drift", "regression_weight": 3.0, "regression_steps": 15},
@@ -170,6 +171,35 @@ def test_a_run_that_is_older_than_some_settings_is_resumed_as_it_was(tmp_path: P
     policy["head"]["kernel"] = "energy"  # type: ignore[index]  # a mapping
     with pytest.raises(ConfigurationError, match=r"other values of policy\.head\.kernel, trainer\.time_shifts\."):
         train(point_training(tmp_path, policy=policy, resume=True, trainer={"time_shifts": 1}), [], QUIET)
+
+
+def test_a_manifest_records_every_part_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash() -> None:
+        raise MemoryError
+
+    for step, how, overrides in ((7, press_ctrl_c, ["a=1"]), (9, crash, ["b=2"])):  # the second saves nothing
+        stop_before_step(monkeypatch, step, how)
+        with pytest.raises((UserError, MemoryError)):
+            train(point_training(tmp_path, resume="auto"), overrides, QUIET)
+    run = train(point_training(tmp_path, resume=True), ["c=3"], QUIET)
+    manifest = json.loads((run / "manifest.json").read_text())
+    commands = [(part["command"].split()[-1], part["from_step"]) for part in manifest["parts"]]
+    assert commands == [("a=1", 0), ("c=3", 8)]
+    assert all(part.keys() == FACTS | {"command", "from_step"} for part in manifest["parts"])
+    last = manifest["parts"][-1]
+    assert {name: manifest[name] for name in FACTS} == {name: last[name] for name in FACTS}
+
+    (run / "parts.json").unlink()  # as a run of an older release
+    train(point_training(tmp_path, resume=True), ["d=4"], QUIET)
+    assert [part["from_step"] for part in json.loads((run / "manifest.json").read_text())["parts"]] == [20]
+    (run / "parts.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"parts\.json cannot be read .*delete it"):
+        train(point_training(tmp_path, resume=True), [], QUIET)
+
+
+def test_a_run_in_one_part_has_one(tmp_path: Path) -> None:
+    manifest = json.loads((train(point_training(tmp_path), [], QUIET) / "manifest.json").read_text())
+    assert [part["from_step"] for part in manifest["parts"]] == [0]
 
 
 @pytest.mark.parametrize("part", ["trainer", "policy.head"])
