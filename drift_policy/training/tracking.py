@@ -4,6 +4,7 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -85,7 +86,7 @@ class WandbTracker:
             raise ConfigurationError("logger=wandb needs the package wandb: pip install wandb.") from error
 
         self._wandb = wandb
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if is_logged_in(wandb) else "offline")
         self._run = wandb.init(
             project=config.project,
             name=run_dir.name,
@@ -107,6 +108,17 @@ class WandbTracker:
     def finish(self, failed: bool = False) -> None:
         """Close the run, which its page then shows as finished or as failed."""
         self._run.finish(exit_code=int(failed))
+
+
+def is_logged_in(wandb: Any) -> bool:
+    """Whether the package wandb has credentials; it does not ask the user for any.
+
+    Args:
+        wandb: the package.
+    """
+    if "prompt" in signature(wandb.login).parameters:
+        return bool(wandb.login(prompt=False, verify=False))
+    return bool(wandb.api.api_key)  # older releases, whose login would prompt
 
 
 def _run_id(path: Path) -> str:
