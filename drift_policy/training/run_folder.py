@@ -44,7 +44,7 @@ _FREE_PARTS = (
     # How much is lost in a crash, and how many rows metrics.csv has.
     "trainer.checkpoint_every",
     "trainer.log_every",
-    # How fast rollouts are.
+    # How fast rollouts are; rollout.decision_batch_size above 1 leaves their rounding to it too.
     "rollout.n_envs",
     "rollout.asynchronous",
 )

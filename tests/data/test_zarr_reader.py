@@ -288,6 +288,6 @@ def test_a_missing_codec_is_named_with_its_remedy_and_nothing_is_called_damaged(
     assert list(read_zarr(path, ["action"]).data) == ["action"]
     for what, read in (("column 'img'", lambda: read_zarr(path, ["img"])), ("the list", lambda: count_zarr(path))):
         with pytest.raises(DataError, match=rf"{what}.* codec 'imagecodecs_jpeg2k' .*plugins=\[") as caught:
-            read()  # type: ignore[no-untyped-call]  # a lambda
+            read()
         assert "pip install imagecodecs" in str(caught.value) and "register_codecs()" in str(caught.value)
         assert not any(word in str(caught.value) for word in ("damaged", "Delete", "again"))
