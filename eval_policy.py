@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from drift_policy.cli import command_line, resolved
 from drift_policy.config import parse_config
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
+from drift_policy.task_files import further_task_folders, given_settings
 
 TASKS = Path(__file__).parent / "configs" / "task"
 
@@ -18,7 +18,7 @@ def main(cfg: DictConfig) -> None:
     """Compose the configuration and evaluate."""
     with command_line() as console:
         config = parse_config(EvalConfig, resolved(cfg))
-        evaluate(config, TASKS, HydraConfig.get().overrides.task, console)
+        evaluate(config, TASKS, given_settings(), console, further_task_folders())
 
 
 if __name__ == "__main__":

@@ -29,6 +29,10 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged, of another format, or does not fit the task."""
 
 
+class EnvironmentProcessError(UserError):
+    """The process of an environment that ended by itself, for lack of memory or by a fault of the simulator."""
+
+
 def require(valid: bool, message: str) -> None:
     """Raise ConfigurationError(message) unless `valid`."""
     if not valid:

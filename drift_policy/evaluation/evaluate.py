@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -44,7 +46,7 @@ class EvalConfig:
     task: TaskConfig | None = None  # task to evaluate in; null is the one the checkpoint was trained for
     device: str = "cpu"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
     output: str | None = None  # folder of the results; null is the folder eval/ beside the checkpoint
-    video_episodes: int = 0  # episodes to film; 0 is no film
+    video_episodes: int = 0  # episodes to film, beside the action fan; 0 is neither, and renders nothing
     data_path: str | None = None  # tasks without environment: demonstrations to measure on, instead of the task's
     allow_download: bool = True  # tasks without environment: whether demonstrations may be fetched from their site
     plugins: list[str] = field(default_factory=list)  # modules to import first, for example image backbones of yours
@@ -55,19 +57,20 @@ class EvalConfig:
 
 
 def evaluate(
-    config: EvalConfig, tasks: Path, overrides: Sequence[str], console: Console
+    config: EvalConfig, tasks: Path, overrides: Sequence[str], console: Console, further_tasks: Sequence[Path] = ()
 ) -> RolloutResult | OpenLoopResult:
     """Evaluate a checkpoint and write manifest.json.
 
     A task without an environment is measured in open loop on its demonstrations (see `offline`). An environment always
-    comes from a task file of the installation: a checkpoint only names its task, since an environment that it could
-    choose itself would be code that it could choose.
+    comes from a task file of the installation or of the command line: a checkpoint only names its task, since an
+    environment that it could choose itself would be code that it could choose.
 
     Args:
         config: the whole configuration.
         tasks: folder of the task files.
         overrides: the command-line arguments, recorded in the manifest.
         console: where to report.
+        further_tasks: folders of more task files.
 
     Raises:
         UserError: the checkpoint cannot be read, or does not fit the task.
@@ -75,7 +78,7 @@ def evaluate(
     import_plugins(config.plugins)
     folder = resolve_checkpoint(config.ckpt)
     policy = load_policy(folder, choose_device(config.device))
-    task = _trained_task(policy, folder, tasks) if config.task is None else config.task
+    task = _trained_task(policy, folder, tasks, further_tasks) if config.task is None else config.task
     _check_action_space(policy, task)
     output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
     console.print(f"policy   {folder}, trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
@@ -87,6 +90,8 @@ def evaluate(
             f"data_path is for tasks without an environment, but {task.name} has {task.env.id}: leave it out."
         )
     env = env_of_checkpoint(policy, task.env)
+    if config.video_episodes:
+        check_rendering(env)
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     facts["evaluation"] = evaluation_manifest(policy, env, result, config.evaluation)
     write_json(output / "manifest.json", facts)
@@ -164,19 +169,39 @@ def evaluation_manifest(
     }
 
 
+def check_rendering(env: EnvConfig) -> None:
+    """Render one frame of an environment, so that a machine that cannot is known before hours of work and not after.
+
+    Raises:
+        ConfigurationError: it cannot be rendered; the message names the setting that does without.
+    """
+    advice = "Film and action fan need it: make it work, or do without them by video_episodes=0."
+    made: gym.Env[Any, Any] | None = None
+    try:
+        made = make_env_factory(env, env.max_steps, render=True)()
+        made.reset(seed=0)
+        frame = np.asarray(made.render())
+    except Exception as error:  # every simulator and graphics driver raises exceptions of its own
+        raise ConfigurationError(f"{env.id} cannot be rendered ({type(error).__name__}: {error}). {advice}") from error
+    finally:
+        if made is not None:
+            made.close()
+    require(
+        frame.dtype == np.uint8 and frame.ndim == 3,
+        f"{env.id} renders {frame.dtype} of shape {list(frame.shape)}, but bytes [H, W, 3] are expected. {advice}",
+    )
+
+
 def write_artifacts(
     policy: Policy, env: EnvConfig, config: EvaluationConfig, folder: Path, video_episodes: int, console: Console
 ) -> None:
-    """Film some test episodes and draw the action fan."""
+    """Film some test episodes and draw the action fan; both render."""
     config = config.for_task(env.max_steps)
     make_env = make_env_factory(env, config.step_limit, render=True)
     picture_action_fan(policy, make_env, config.start_seed, folder / "action_fan.png", config.step_limit)
-    written = "action_fan.png"
-    if video_episodes:
-        with console.status(f"filming {video_episodes} episodes"):
-            film_rollouts(policy, make_env, config, video_episodes, folder / "rollouts.mp4", env.fps)
-        written += ", rollouts.mp4"
-    console.print(f"pictures {folder}: {written}", highlight=False)
+    with console.status(f"filming {video_episodes} episodes"):
+        film_rollouts(policy, make_env, config, video_episodes, folder / "rollouts.mp4", env.fps)
+    console.print(f"pictures {folder}: action_fan.png, rollouts.mp4", highlight=False)
 
 
 def _evaluate_open_loop(
@@ -201,13 +226,17 @@ def _evaluate_open_loop(
     return result
 
 
-def _trained_task(policy: Policy, folder: Path, tasks: Path) -> TaskConfig:
+def _trained_task(policy: Policy, folder: Path, tasks: Path, further: Sequence[Path]) -> TaskConfig:
     """Return the task that the checkpoint names, from its task file."""
     task = policy.metadata.get("task")
     try:
-        found = load_task(tasks, task)
+        found = load_task(tasks, task, further)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder} cannot be evaluated by itself. {error} Give task=<name>.") from error
+        raise CheckpointError(
+            f"{folder} cannot be evaluated by itself. {error} If its task file lies elsewhere, add "
+            "hydra.searchpath=[file:///path/to/configs], the folder that holds task/<name>.yaml; or name one of these "
+            "tasks with task=<name>."
+        ) from error
     trained = policy.metadata.get(ENVIRONMENT_MADE)  # older checkpoints do not say
     if trained and found.env is not None and trained != found.env.made_as():
         raise CheckpointError(

@@ -1,28 +1,25 @@
 """Closed-loop evaluation by Diffusion Policy's protocol: seeded episodes, the highest reward of each counts."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing import resource_tracker
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from drift_policy.candidates import can_be_halved, takes_both_sides
 from drift_policy.errors import CheckpointError, ConfigurationError, require
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
+from drift_policy.evaluation.environment_processes import processes_of_environments
 from drift_policy.evaluation.statistics import Interval, mean_interval, success_interval
 from drift_policy.policy import Policy
 
 MakeEnv = Callable[[], gym.Env[Any, Any]]
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass
@@ -167,6 +164,7 @@ def rollout(
     Raises:
         CheckpointError: the policy's observation or action sizes are not the environment's.
         ConfigurationError: the policy cannot give the candidates that are asked for.
+        EnvironmentProcessError: the process of an environment ended by itself.
     """
     config.check_fits(policy)
     n_envs = min(config.n_envs, config.n_episodes)
@@ -201,14 +199,11 @@ def rollout(
 def _vector_env(policy: Policy, make_env: MakeEnv, config: EvaluationConfig, n_envs: int) -> Iterator[VectorEnv]:
     # Worker processes are sent what this holds: sizes, not the policy.
     make_chunked = partial(_make_chunked, make_env, policy.n_obs_steps, policy.n_action_steps, config.step_limit)
-    envs: VectorEnv
     if config.asynchronous:
-        # Processes are spawned, because a forked process inherits locked threads and rendering contexts.
-        make_apart = partial(_make_apart, make_chunked, os.getpid())
-        with _signals_later():
-            envs = AsyncVectorEnv([make_apart] * n_envs, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-    else:
-        envs = SyncVectorEnv([make_chunked] * n_envs, autoreset_mode=AutoresetMode.DISABLED)
+        with processes_of_environments(make_chunked, n_envs, config.section) as apart:
+            yield apart
+        return
+    envs = SyncVectorEnv([make_chunked] * n_envs, autoreset_mode=AutoresetMode.DISABLED)
     try:
         yield envs
     finally:
@@ -217,28 +212,6 @@ def _vector_env(policy: Policy, make_env: MakeEnv, config: EvaluationConfig, n_e
 
 def _make_chunked(make_env: MakeEnv, n_obs_steps: int, n_action_steps: int, max_steps: int) -> ChunkedEpisode:
     return ChunkedEpisode(make_env(), n_obs_steps, n_action_steps, max_steps)
-
-
-@contextmanager
-def _signals_later() -> Iterator[None]:
-    """Keep what would stop the program until the end; processes that are started meanwhile begin without it."""
-    resource_tracker.ensure_running()  # its start, which multiprocessing leaves to the first process, unblocks them
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-
-
-def _make_apart(make_chunked: Callable[[], ChunkedEpisode], program: int) -> ChunkedEpisode:
-    """Make an environment in a worker that Ctrl-C does not reach; process `program` ends it when it has saved."""
-    if os.getpid() != program:  # the program makes one too, to learn the spaces
-        os.setpgrp()
-        for number in _STOPPING:  # drops one that came while this process started
-            signal.signal(number, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the program ends workers that do not answer
-    return make_chunked()
 
 
 def check_spaces(policy: Policy, envs: VectorEnv) -> None:

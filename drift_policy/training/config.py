@@ -38,7 +38,7 @@ class TrainConfig:
     # Go on with the run of this name from its last checkpoint; "auto" does so if there is one, and else starts.
     resume: bool | str = False
     plugins: list[str] = field(default_factory=list)  # modules to import first, for example image backbones of yours
-    video_episodes: int = 8  # episodes filmed at the end; 0 is no film
+    video_episodes: int = 8  # episodes filmed at the end, beside the action fan; 0 is neither, and renders nothing
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, f"seed must not be negative, but is {self.seed}.")

@@ -17,7 +17,12 @@ from drift_policy.data.symmetry import find_symmetry, with_mirror_images
 from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, RunStoppedError, require
-from drift_policy.evaluation.evaluate import evaluate_checkpoint, evaluation_manifest, write_artifacts
+from drift_policy.evaluation.evaluate import (
+    check_rendering,
+    evaluate_checkpoint,
+    evaluation_manifest,
+    write_artifacts,
+)
 from drift_policy.evaluation.offline import evaluate_offline, open_loop_manifest
 from drift_policy.evaluation.rollout import EvaluationConfig, rollout
 from drift_policy.manifest import describe_run, write_json
@@ -49,10 +54,11 @@ from drift_policy.training.run_folder import (
     SCRIPT,
     check_settings,
     course_of_a_run,
+    record_part,
     record_settings,
     resume_command,
 )
-from drift_policy.training.tracking import logged_rollouts, make_trackers
+from drift_policy.training.tracking import finished, logged_rollouts, make_trackers
 from drift_policy.training.trainer import Evaluate, Trainer, TrainingData
 
 _LAST_ROLLOUTS = 10  # whose mean is printed beside the best: the number that Diffusion Policy reports
@@ -100,7 +106,8 @@ def _train(
     say(f"run      {run_dir}")
     with processes.main_first():
         demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
-    env = _environment(config, demonstrations)
+    with processes.agreed():
+        env = _environment(config, demonstrations, renders=processes.is_main and config.video_episodes > 0)
     say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
     data_facts = demonstrations.describe(config.task.dataset.name)
@@ -131,11 +138,28 @@ def _train(
     elif processes.is_main:
         record_settings(run_dir, settings)
     if processes.is_main:
+        parts = record_part(run_dir, started, trainer.state.step)
         trainer.trackers = make_trackers(config.logger, run_dir, settings, trainer.state.step)
-    _run_to_the_end(trainer, processes, overrides)
-    if not processes.is_main:
-        return
-    facts = {**started, "task": config.task.name, "data": data_facts, **_facts(config, trainer, processes, data)}
+    with finished(trainer.trackers):
+        _run_to_the_end(trainer, processes, overrides)
+        if processes.is_main:
+            facts = {**started, "parts": parts, "task": config.task.name, "data": data_facts}
+            facts |= _facts(config, trainer, processes, data)
+            _conclude(config, env, run_dir, facts, trainer, data, demonstrations, console)
+
+
+def _conclude(
+    config: TrainConfig,
+    env: EnvConfig | None,
+    run_dir: Path,
+    facts: dict[str, Any],
+    trainer: Trainer,
+    data: TrainingData,
+    demonstrations: Demonstrations,
+    console: Console,
+) -> None:
+    """Measure the best checkpoint of a training that ended, and write the manifest, curves and pictures."""
+    say = partial(console.print, highlight=False)
     facts["training"]["rollouts"] = rollouts = logged_rollouts(run_dir / "metrics.csv")
     if rollouts:  # the best one alone would flatter a training that scatters
         last = [row["score"] for row in rollouts[-_LAST_ROLLOUTS:]]
@@ -146,17 +170,23 @@ def _train(
         _finish(config, env, policy, run_dir, facts, trainer, console)
     else:
         _finish_without_env(config, policy, data, demonstrations, run_dir, facts, console)
-    for tracker in trainer.trackers:
-        tracker.finish()
     say(f"written  {run_dir}: manifest.json, metrics.csv, curves.png, checkpoints/")
 
 
-def _environment(config: TrainConfig, demonstrations: Demonstrations) -> EnvConfig | None:
-    """Return the environment of the run, if there is one: it was made once, for errors before hours of training."""
+def _environment(config: TrainConfig, demonstrations: Demonstrations, renders: bool) -> EnvConfig | None:
+    """Return the environment of the run, if there is one: it was made once, for errors before hours of training.
+
+    Args:
+        config: the whole configuration.
+        demonstrations: which say what the environment is made with.
+        renders: whether it will be rendered at the end, and therefore is now.
+    """
     if config.task.env is None:
         return None
     env = env_for_data(config.task.env, demonstrations.environment)
     make_env_factory(env, env.max_steps)().close()
+    if renders:
+        check_rendering(env)
     return env
 
 
@@ -284,12 +314,12 @@ def _finish(
     trainer: Trainer,
     console: Console,
 ) -> None:
-    """Evaluate the best checkpoint, write the manifest, then draw and film it."""
+    """Evaluate the best checkpoint, write the manifest, then draw and film it if that is asked for."""
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     evaluation = evaluation_manifest(policy, env, result, config.evaluation)
     write_json(run_dir / "manifest.json", {**facts, "evaluation": evaluation})
-    write_artifacts(policy, env, config.evaluation, run_dir, config.video_episodes, console)
     if config.video_episodes:
+        write_artifacts(policy, env, config.evaluation, run_dir, config.video_episodes, console)
         for tracker in trainer.trackers:
             tracker.log_video(trainer.state.step, run_dir / "rollouts.mp4")
 

@@ -1,5 +1,6 @@
 """The settings that a run was started with, in its folder, and the command that goes on with it."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from drift_policy.config import with_defaults
 from drift_policy.errors import CheckpointError
+from drift_policy.manifest import write_json
 from drift_policy.policy_config import IMAGE_SETTINGS, with_policy_defaults
 from drift_policy.task import TaskConfig
 from drift_policy.training.config import RolloutConfig, TrainConfig
@@ -20,6 +22,7 @@ from drift_policy.training.trainer_config import TrainerConfig
 
 SCRIPT = "train_policy.py"
 _SETTINGS_FILE = "config.yaml"
+_PARTS_FILE = "parts.json"
 # Settings that may change between the parts of a resumed run, because they do not change its course.
 _FREE_SETTINGS = (
     "resume",
@@ -31,8 +34,20 @@ _FREE_SETTINGS = (
     "output",
     "plugins",
 )
-# Where a step is computed and read from, which does not change what it computes.
-_PLACES = ("trainer.sharding", "trainer.data_placement", "trainer.num_workers")
+# Those that are stored with the others, but may change too.
+_FREE_PARTS = (
+    # Where and how fast a step is computed and read: it changes rounding at most.
+    "trainer.sharding",
+    "trainer.data_placement",
+    "trainer.num_workers",
+    "trainer.num_threads",
+    # How much is lost in a crash, and how many rows metrics.csv has.
+    "trainer.checkpoint_every",
+    "trainer.log_every",
+    # How fast rollouts are; rollout.decision_batch_size above 1 leaves their rounding to it too.
+    "rollout.n_envs",
+    "rollout.asynchronous",
+)
 
 
 def course_of_a_run(config: TrainConfig) -> dict[str, Any]:
@@ -59,8 +74,44 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
         raise CheckpointError(f"{path} cannot be read ({error}), so the run cannot be resumed.") from error
     if not isinstance(before, dict):
         raise CheckpointError(f"{path} holds no settings, so the run cannot be resumed.")
-    changed = [name for name in changed_settings(before, settings) if name not in _PLACES]
+    changed = [name for name in changed_settings(before, settings) if name not in _FREE_PARTS]
+    if "device" in changed and _is_same_kind(str(before.get("device")), str(settings.get("device"))):
+        changed.remove("device")
     refuse_changes(run_dir, changed)
+
+
+def _is_same_kind(device: str, other: str) -> bool:
+    """Whether two devices may be of one kind, as cuda and cuda:1 are; "auto" may be any."""
+    kinds = {name.partition(":")[0] for name in (device, other)}
+    return "auto" in kinds or len(kinds) == 1
+
+
+def record_part(run_dir: Path, started: Mapping[str, Any], from_step: int) -> list[dict[str, Any]]:
+    """Add a part of a run to those in its folder and return them all, each with the step that it went on from.
+
+    Parts that left nothing behind, since the run goes on from an earlier checkpoint, are forgotten. The record of a run
+    that is older than it begins with the first part that has one.
+
+    Args:
+        run_dir: the folder of the run.
+        started: `describe_run` of the part.
+        from_step: the step of the checkpoint that it goes on from; 0 begins a run.
+
+    Raises:
+        CheckpointError: the record cannot be read.
+    """
+    path = run_dir / _PARTS_FILE
+    try:
+        before = json.loads(path.read_text())["parts"] if path.is_file() else []
+        kept = [part for part in before if part["from_step"] < from_step]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {error}): delete it, and the manifest will lack the parts "
+            "before this one."
+        ) from error
+    parts = [*kept, {**started, "from_step": from_step}]
+    write_json(path, {"parts": parts})
+    return parts
 
 
 def resume_command(overrides: Sequence[str]) -> str:

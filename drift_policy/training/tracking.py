@@ -2,6 +2,9 @@
 
 import csv
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
@@ -22,8 +25,8 @@ class Tracker(Protocol):
     def log_video(self, step: int, path: Path) -> None:
         """Record a film."""
 
-    def finish(self) -> None:
-        """Write what is still pending."""
+    def finish(self, failed: bool = False) -> None:
+        """Write what is still pending, and say whether the run got to its end."""
 
 
 class CsvTracker:
@@ -60,7 +63,7 @@ class CsvTracker:
     def log_video(self, step: int, path: Path) -> None:
         """A CSV file holds no films; they lie beside it."""
 
-    def finish(self) -> None:
+    def finish(self, failed: bool = False) -> None:
         """Every row is on disk already."""
 
     def _rewrite(self) -> None:
@@ -83,7 +86,7 @@ class WandbTracker:
             raise ConfigurationError("logger=wandb needs the package wandb: pip install wandb.") from error
 
         self._wandb = wandb
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if is_logged_in(wandb) else "offline")
         self._run = wandb.init(
             project=config.project,
             name=run_dir.name,
@@ -102,9 +105,20 @@ class WandbTracker:
         """Send a film by its path."""
         self._run.log({"rollouts": self._wandb.Video(str(path), format="mp4")}, step=step)
 
-    def finish(self) -> None:
-        """Close the run."""
-        self._run.finish()
+    def finish(self, failed: bool = False) -> None:
+        """Close the run, which its page then shows as finished or as failed."""
+        self._run.finish(exit_code=int(failed))
+
+
+def is_logged_in(wandb: Any) -> bool:
+    """Whether the package wandb has credentials; it does not ask the user for any.
+
+    Args:
+        wandb: the package.
+    """
+    if "prompt" in signature(wandb.login).parameters:
+        return bool(wandb.login(prompt=False, verify=False))
+    return bool(wandb.api.api_key)  # older releases, whose login would prompt
 
 
 def _run_id(path: Path) -> str:
@@ -134,9 +148,21 @@ class TensorboardTracker:
         """Note where the film lies: event files would need it decoded."""
         self._writer.add_text("rollouts", str(path.name), step)
 
-    def finish(self) -> None:
+    def finish(self, failed: bool = False) -> None:
         """Flush and close the event file."""
         self._writer.close()
+
+
+@contextmanager
+def finished(trackers: Sequence[Tracker]) -> Iterator[None]:
+    """Finish the trackers of a run after a block, also if it raises."""
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        for tracker in trackers:
+            tracker.finish(failed)
 
 
 def logged_rollouts(metrics_csv: Path) -> list[dict[str, float]]:

@@ -41,7 +41,7 @@ class TrainerConfig:
     sharding: str = "none"  # "fsdp2": several processes share one copy of weights, gradients and moments
     data_placement: str = "auto"  # "device": all data there; "stream": worker processes; "auto": "device" if they fit
     num_workers: int = 4  # worker processes that prepare streamed batches
-    num_threads: int | None = None  # CPU threads; null leaves PyTorch's choice
+    num_threads: int | None = None  # CPU threads; null leaves PyTorch's choice; another number may round otherwise
     val_ratio: float = 0.02  # share of the episodes that is held out
     max_train_episodes: int | None = None  # use only so many training episodes; null is all
     validation_windows: int = 256  # held-out windows whose action error is reported

@@ -1,6 +1,7 @@
 """The real programs, run as a user runs them, in temporary folders."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
 from tests.helpers import programs
+from tests.helpers.point_env import ID
+from tests.helpers.point_task import point_demonstrations
 from tests.helpers.programs import error_of, run
 from tests.helpers.pusht_data import random_pusht
 
@@ -27,7 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
     """A finished run of the real training command."""
-    result = run("train_policy.py", *SHORT, f"data_path={folder}/pusht.zarr", f"output={folder}/runs", "name=base")
+    settings = [f"data_path={folder}/pusht.zarr", f"output={folder}/runs", "name=base", "video_episodes=1"]
+    result = run("train_policy.py", *SHORT, *settings)
     assert result.returncode == 0, result.stderr
     return folder / "runs" / "pusht" / "base"
 
@@ -125,3 +129,44 @@ def test_wrong_evaluation_settings_are_explained(trained: Path, settings: list[s
 def test_checkpoint_that_is_not_one_is_explained(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     assert "not valid JSON" in error_of(run("eval_policy.py", f"ckpt={tmp_path}"))
+
+
+TASK_FILE = """
+defaults: [mine/point@_here_, _self_]
+name: elsewhere
+"""
+SHARED_FILE = """
+dataset: {name: point, relative_path: point.zarr}
+observations: {obs: {columns: [{name: observation}]}}
+action: [{name: action}]
+horizon: 8
+n_obs_steps: 2
+n_action_steps: 4
+env: {id: '%s', max_steps: 10}
+"""
+
+
+def test_a_task_file_outside_the_repository_trains_and_is_evaluated(tmp_path: Path) -> None:
+    tasks = tmp_path / "my configs" / "task"
+    (tasks / "mine").mkdir(parents=True)
+    (tasks / "elsewhere.yaml").write_text(TASK_FILE)
+    (tasks / "mine" / "point.yaml").write_text(SHARED_FILE % ID)
+    write_zarr(tmp_path / "point.zarr", point_demonstrations())
+    place = f"hydra.searchpath=['file://{tasks.parent}']"
+    settings = ["task=elsewhere", *programs.SHORT, f"data_path={tmp_path}/point.zarr", f"output={tmp_path}", "name=run"]
+    trained = run("train_policy.py", *settings, place)
+    assert trained.returncode == 0, trained.stderr
+    folder = tmp_path / "elsewhere" / "run"
+    command = shlex.split(json.loads((folder / "manifest.json").read_text())["command"])
+    assert command[1] == "train_policy.py" and place in command
+    assert f"{shlex.quote(place)} resume=true" in error_of(run("train_policy.py", *settings, place))
+
+    short = [f"ckpt={folder}", "evaluation.n_episodes=2"]
+    text = error_of(run("eval_policy.py", *short))
+    assert "trained on the task 'elsewhere'" in text and "hydra.searchpath=[file:///path/to/configs]" in text
+    evaluated = run("eval_policy.py", *short, place)
+    assert evaluated.returncode == 0, evaluated.stderr
+    manifest = json.loads((folder / "eval" / "manifest.json").read_text())
+    assert len(manifest["evaluation"]["episodes"]) == 2 and place in shlex.split(manifest["command"])
+    named = run("eval_policy.py", *short, place, "task=elsewhere")
+    assert named.returncode == 0, named.stderr

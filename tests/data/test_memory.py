@@ -61,3 +61,20 @@ def test_a_reader_asks_before_it_reads(system: Path) -> None:
     (system / "meminfo").write_text("MemAvailable: 10 kB\n")
     with pytest.raises(DataError, match=r"'action' needs 1\.2e-05 GB"):
         read_zarr(system / "demos.zarr")
+
+
+def test_the_first_process_of_a_machine_asks_for_all(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 GB are free: four processes have room for 0.5 GB each."""
+    monkeypatch.setattr(memory, "_columns", [])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    first = in_memory((400_000_000,), Path("demos.zarr"), "img")(np.uint8)
+    (system / "meminfo").write_text("MemAvailable: 1600000 kB\n")  # without the first column
+    second = in_memory((200_000_000,), Path("demos.zarr"), "depth")
+    with pytest.raises(DataError, match=r"'depth', .* 4 processes, needs 2 GB .* 1\.64 GB are free.*memory_map=true"):
+        second(np.uint8)
+    monkeypatch.setenv("LOCAL_RANK", "3")  # its memory was asked for, and the others are using theirs
+    assert second(np.uint8).nbytes == 200_000_000
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    del first
+    assert second(np.uint8).nbytes == 200_000_000

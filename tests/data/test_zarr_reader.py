@@ -270,3 +270,24 @@ def test_memory_map_is_reused_until_the_data_change(tmp_path: Path) -> None:
     write_zarr(path, ReplayBuffer({"action": buffer.data["action"] + 1}, buffer.episode_ends))
     again = read_zarr(path, ["action"], memory_map=True, cache_dir=cache).data["action"]
     assert np.array_equal(again, buffer.data["action"] + 1)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_missing_codec_is_named_with_its_remedy_and_nothing_is_called_damaged(
+    tmp_path: Path, zarr_format: Literal[2, 3]
+) -> None:
+    path = tmp_path / "real.zarr"
+    write_zarr(path, make_buffer(), zarr_format=zarr_format)
+    file = path / "data/img" / (".zarray" if zarr_format == 2 else "zarr.json")
+    metadata = json.loads(file.read_text())
+    if zarr_format == 2:
+        metadata["compressor"] = {"id": "imagecodecs_jpeg2k", "level": 50}
+    else:
+        metadata["codecs"][-1] = {"name": "imagecodecs_jpeg2k", "configuration": {"level": 50}}
+    file.write_text(json.dumps(metadata))
+    assert list(read_zarr(path, ["action"]).data) == ["action"]
+    for what, read in (("column 'img'", lambda: read_zarr(path, ["img"])), ("the list", lambda: count_zarr(path))):
+        with pytest.raises(DataError, match=rf"{what}.* codec 'imagecodecs_jpeg2k' .*plugins=\[") as caught:
+            read()
+        assert "pip install imagecodecs" in str(caught.value) and "register_codecs()" in str(caught.value)
+        assert not any(word in str(caught.value) for word in ("damaged", "Delete", "again"))

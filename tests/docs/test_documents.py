@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import imageio.v2 as imageio
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -30,7 +31,11 @@ def test_your_own_data_from_recordings_to_actions(tmp_path: Path, monkeypatch: p
     recorded = {name: rng.uniform(size=(60, size)).astype(np.float32) for name, size in SIZES.items()}
     recorded["wrist"] = rng.integers(256, size=(60, 96, 96, 3), dtype=np.uint8)
     write_zarr(tmp_path / "tuesday.zarr", ReplayBuffer(recorded, np.array([20, 40, 60])))
+    brightness = record_robot(tmp_path / "recorded", lengths=[4, 6])
     run_page("your_own_data.md", tmp_path, monkeypatch)
+    converted = read_zarr(tmp_path / "with_images.zarr")
+    assert converted.data["camera_0"].shape == (10, 96, 128, 3) and list(converted.episode_ends) == [4, 10]
+    assert np.abs(converted.data["camera_0"].mean(axis=(1, 2, 3)) - brightness).max() < 4
     written = read_zarr(tmp_path / "my_robot.zarr")
     for name in ("joints", "gripper", "action"):
         assert np.array_equal(read_zarr(tmp_path / "plain.zarr").data[name], written.data[name])
@@ -43,6 +48,22 @@ def test_your_own_data_from_recordings_to_actions(tmp_path: Path, monkeypatch: p
     assert manifest["evaluation"] is None and manifest["open_loop"]["episodes"]
     last = json.loads((run / "eval/manifest.json").read_text())["open_loop"]
     assert last["noise_scale"] == 0.0 and [episode["episode"] for episode in last["episodes"]] == [0, 1]
+
+
+def record_robot(folder: Path, lengths: list[int]) -> np.ndarray:
+    """Write what Diffusion Policy's recorder leaves, 30 frames and 10 steps a second; return the steps' brightness."""
+    steps = sum(lengths)
+    numbers = {"action": np.zeros((steps, 6)), "timestamp": np.arange(steps) / 10}
+    write_zarr(folder / "replay_buffer.zarr", ReplayBuffer(numbers, np.cumsum(lengths)), zarr_format=2)
+    brightness = []
+    for episode, length in enumerate(lengths):
+        shades = 20 + 100 * episode + 6 * np.arange(3 * length)
+        (folder / f"videos/{episode}").mkdir(parents=True)
+        with imageio.get_writer(folder / f"videos/{episode}/0.mp4", fps=30) as video:
+            for shade in shades:
+                video.append_data(np.full((192, 256, 3), shade, np.uint8))  # type: ignore[attr-defined]  # of the stubs
+        brightness.append(shades[::3])
+    return np.concatenate(brightness)
 
 
 def with_dataset(data_format: str) -> TaskConfig:

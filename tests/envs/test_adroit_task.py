@@ -71,7 +71,7 @@ def test_training_and_evaluation_run_end_to_end(tmp_path: Path) -> None:
     from tests.helpers.door_demonstrations import write_door_demonstrations
 
     if not any(works(backend) for backend in WITHOUT_SCREEN):
-        pytest.skip("neither EGL nor OSMesa works on this machine, and training ends with a picture")
+        pytest.skip("neither EGL nor OSMesa works on this machine, and training ends with a film")
     data = write_door_demonstrations(tmp_path / "demos.npz", episodes=3, length=24)
     run("train_policy.py", "task=adroit_door", f"data_path={data}", f"output={tmp_path}/runs", "name=test", *SHORT)
     folder = tmp_path / "runs" / "adroit_door" / "test"
@@ -99,7 +99,7 @@ SHORT = [
     "rollout.n_episodes=1",
     "rollout.max_steps=8",
     "policy.network.width=16",
-    "video_episodes=0",
+    "video_episodes=1",
     *EPISODE,
 ]
 

@@ -124,7 +124,14 @@ def test_wrong_settings_are_explained(
 
 def test_training_and_evaluation_run_end_to_end(demonstrations: Path, tmp_path: Path) -> None:
     data = str(demonstrations.parents[1])
-    settings = ["task=block_push", f"output={tmp_path}", "name=test", "allow_download=false", *SHORT]
+    settings = [
+        "task=block_push",
+        f"output={tmp_path}",
+        "name=test",
+        "allow_download=false",
+        *SHORT,
+        "video_episodes=1",
+    ]
     result = run("train_policy.py", *settings, DRIFT_POLICY_DATA=data)
     assert result.returncode == 0, result.stdout + result.stderr
     folder = tmp_path / "block_push" / "test"

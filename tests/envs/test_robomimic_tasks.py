@@ -35,10 +35,11 @@ CHANGES = [
     "trainer.rollout_every=0",
     "evaluation.n_episodes=1",
     "evaluation.max_steps=8",
+    "video_episodes=1",
 ]
 needs_rendering = pytest.mark.skipif(
     not any(works(backend) for backend in WITHOUT_SCREEN),
-    reason="neither EGL nor OSMesa works on this machine, and training ends with a picture",
+    reason="neither EGL nor OSMesa works on this machine, and training ends with a film",
 )
 
 

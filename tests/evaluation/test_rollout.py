@@ -1,5 +1,9 @@
 """The evaluation protocol: seeds, scores, independence of the number of environments."""
 
+import itertools
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +13,12 @@ import pytest
 import torch
 
 from drift_policy.data.normalizer import Normalizer
-from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.errors import CheckpointError, ConfigurationError, EnvironmentProcessError
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
 from drift_policy.evaluation.rollout import Episode, EvaluationConfig, rollout
 from drift_policy.policy import Policy
 from drift_policy.task import EnvConfig, make_env_factory
+from drift_policy.training.config import RolloutConfig
 from tests.helpers.point_env import ID, PointEnv
 from tests.helpers.policies import tiny_policy
 
@@ -53,6 +58,58 @@ def test_a_rollout_can_be_stopped_before_any_decision(asynchronous: bool) -> Non
     config = EvaluationConfig(n_episodes=4, max_steps=1000, n_envs=2, asynchronous=asynchronous)
     with pytest.raises(StopIteration):
         rollout(point_policy(), MAKE_ENV, config, on_decision=lambda: next(decisions))  # type: ignore[arg-type,return-value]  # as a guard does
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        (lambda process: process.kill(), "SIGKILL, which the system sends when memory runs out"),
+        (lambda process: os.kill(process.pid, signal.SIGSEGV), "SIGSEGV"),
+    ],
+    ids=["killed", "crashed"],
+)
+@pytest.mark.parametrize("decision", [0, 2])
+def test_an_environment_that_dies_is_reported_with_what_to_do(
+    how: Callable[[Any], None], what: str, decision: int
+) -> None:
+    decisions, workers = itertools.count(), []
+
+    def kill_one() -> None:
+        if next(decisions) == decision:
+            workers.extend(multiprocessing.active_children())
+            how(workers[0])
+
+    config = RolloutConfig(n_episodes=4, max_steps=1000, n_envs=2, asynchronous=True)
+    expected = rf"ended by itself \({what}\).*rollout\.n_envs \(now 2\).*rollout\.asynchronous=false"
+    with pytest.raises(EnvironmentProcessError, match=expected):
+        rollout(point_policy(), MAKE_ENV, config, on_decision=kill_one)
+    assert len(workers) == 2 and not any(worker.is_alive() for worker in workers)
+
+
+class EndOfTape(PointEnv):
+    """Raises in its first step what a closed pipe raises too."""
+
+    def step(self, action: np.ndarray) -> Any:
+        raise EOFError("the tape is at its end")
+
+
+def test_an_error_of_an_environment_stays_what_it_is() -> None:
+    config = EvaluationConfig(n_episodes=2, max_steps=5, n_envs=2, asynchronous=True)
+    with pytest.raises(EOFError, match="the tape is at its end"):
+        rollout(point_policy(), EndOfTape, config)
+
+
+def dies_at_once() -> gym.Env[Any, Any]:
+    """Makes an environment here, and ends a process that was started for it."""
+    if multiprocessing.parent_process() is not None:
+        os._exit(3)
+    return PointEnv()
+
+
+def test_an_environment_that_dies_at_its_start_is_reported() -> None:
+    config = EvaluationConfig(n_episodes=2, max_steps=5, n_envs=2, asynchronous=True)
+    with pytest.raises(EnvironmentProcessError, match=r"ended while it started.*evaluation\.asynchronous=false"):
+        rollout(point_policy(), dies_at_once, config)
 
 
 def test_seeds_are_consecutive_and_in_order() -> None:

@@ -18,7 +18,7 @@ from tests.helpers.programs import ROOT
 
 SHORT_TRAINING = [
     "device=cpu",
-    "video_episodes=0",
+    "video_episodes=1",
     "trainer.num_steps=4",
     "trainer.warmup_steps=1",
     "trainer.batch_size=8",

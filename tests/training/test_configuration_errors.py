@@ -13,6 +13,7 @@ from rich.console import Console
 import drift_policy
 from drift_policy import manifest
 from drift_policy.errors import ConfigurationError
+from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.training import run as run_module
 from drift_policy.training.config import RolloutConfig
@@ -21,7 +22,8 @@ from drift_policy.training.parallel import Processes, start_processes
 from drift_policy.training.run import train
 from drift_policy.training.trainer_config import PLACEMENTS, PRECISIONS, SHARDINGS, TrainerConfig
 from drift_policy.training.update import PolicyUpdate
-from tests.helpers.point_task import point_training
+from tests.helpers.point_env import PointEnv
+from tests.helpers.point_task import point_task, point_training
 from tests.helpers.policies import tiny_policy
 from tests.helpers.training_runs import stop_before_step
 
@@ -150,3 +152,27 @@ def test_several_processes_without_accelerate_say_what_to_install(monkeypatch: p
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ConfigurationError, match=r"needs the package accelerate: pip install 'drift-policy\[train\]'"):
         start_processes(CPU, "none")
+
+
+@pytest.mark.parametrize(
+    ("gives", "said"), [(None, "OSError: no OpenGL"), (np.zeros((4, 4)), r"float64 of shape \[4, 4\]")]
+)
+def test_a_machine_that_cannot_render_is_known_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gives: Any, said: str
+) -> None:
+    def render(_: PointEnv) -> Any:
+        if gives is None:
+            raise OSError("no OpenGL")
+        return gives
+
+    monkeypatch.setattr(PointEnv, "render", render)
+    with pytest.raises(ConfigurationError, match=rf"Point-v0.*{said}.*video_episodes=0"):
+        train(point_training(tmp_path, video_episodes=2), [], QUIET)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+    run = train(point_training(tmp_path), [], QUIET)
+    assert (run / "manifest.json").is_file() and not (run / "action_fan.png").exists()
+    config = EvalConfig(str(run), EvaluationConfig(n_episodes=1, max_steps=4), point_task(), video_episodes=1)
+    with pytest.raises(ConfigurationError, match=rf"{said}.*video_episodes=0"):
+        evaluate(config, tmp_path, [], QUIET)
+    assert not (run / "eval").exists()

@@ -27,6 +27,7 @@ def test_image_run_is_complete_and_resumes_bit_exactly(
     monkeypatch.setitem(IMAGE_BACKBONES, "batch_norm", BATCH_NORM)
     settings: dict[str, Any] = {
         "trainer": SHORT,
+        "video_episodes": 1,
         "backbone": {"name": "batch_norm"} if backbone == "batch_norm" else None,
     }
     whole = train(image_training(tmp_path, name="whole", **settings), [], QUIET)

@@ -1,15 +1,18 @@
 """Modules of the user that add parts to a training, an evaluation, an export or a server."""
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from drift_policy import export, serve
+from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.encoders import IMAGE_BACKBONES
-from drift_policy.errors import ConfigurationError, UserError
+from drift_policy.errors import ConfigurationError, DataError, UserError
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.plugins import import_plugins
@@ -17,7 +20,7 @@ from drift_policy.runtime.warm_up import blank_observation
 from drift_policy.training.run import train
 from tests.helpers.image_policies import tiny_image_policy
 from tests.helpers.image_task import image_task, image_training
-from tests.helpers.point_task import point_training
+from tests.helpers.point_task import point_demonstrations, point_training
 
 QUIET = Console(quiet=True)
 NAME = "mean_colour"
@@ -94,6 +97,44 @@ def test_a_backbone_of_the_user_is_served(checkpoint: Path) -> None:
         serve.load_served_policy(serve.ServeConfig(str(checkpoint)))
     policy = serve.load_served_policy(serve.ServeConfig(str(checkpoint), plugins=[NAME]))
     assert policy.predict_action(blank_observation(policy.spec))["action"].isfinite().all()
+
+
+CODEC_PLUGIN = """
+import numpy as np
+from numcodecs.abc import Codec
+from numcodecs.registry import register_codec
+
+class Inverted(Codec):
+    codec_id = "inverted"
+
+    def encode(self, buf):
+        return (~np.ascontiguousarray(buf).view(np.uint8)).tobytes()
+
+    def decode(self, buf, out=None):
+        return (~np.frombuffer(buf, np.uint8)).tobytes()
+
+register_codec(Inverted)
+"""
+
+
+def test_a_codec_of_the_user_is_registered_before_the_demonstrations_are_read(folder: Path) -> None:
+    (folder / "my_codecs.py").write_text(CODEC_PLUGIN)
+    write_zarr(folder / "point.zarr", point_demonstrations(), zarr_format=2)
+    column = folder / "point.zarr/data/observation"
+    metadata = json.loads((column / ".zarray").read_text())
+    metadata["compressor"] = {"id": "inverted"}
+    (column / ".zarray").write_text(json.dumps(metadata))
+    stored = np.zeros(metadata["chunks"], np.float32)
+    observations = point_demonstrations().data["observation"]
+    stored[: len(observations)] = observations
+    (column / "0.0").write_bytes((~stored.view(np.uint8)).tobytes())
+
+    short = {"num_steps": 2, "rollout_every": 0}
+    with pytest.raises(DataError, match=r"'inverted'.*plugins=\["):
+        train(point_training(folder, trainer=short), [], QUIET)
+    run = train(point_training(folder, trainer=short, plugins=["my_codecs"]), [], QUIET)
+    sha256 = json.loads((run / "manifest.json").read_text())["data"]["sha256"]
+    assert sha256 == point_demonstrations().content_hash()
 
 
 def test_missing_modules_are_refused_before_anything_else(tmp_path: Path) -> None:

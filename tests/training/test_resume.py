@@ -16,6 +16,7 @@ from drift_policy import load_policy
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.training.run import train
+from drift_policy.training.run_folder import check_settings, course_of_a_run, record_settings
 from tests.helpers.point_task import point_demonstrations, point_training
 from tests.helpers.training_runs import (
     TIMED_COLUMNS,
@@ -30,6 +31,7 @@ QUIET = Console(quiet=True)
 EMA_OFFSETS = "ema.head.temperature_offsets"
 
 
+FACTS = {"date", "machine", "versions", "commit"}  # of a part, beside its command and where it went on from
 HEADS: dict[str, dict[str, Any]] = {
     "drift": {"name": "drift"},
     "schedule": {"name": "drift", "regression_weight": 3.0, "regression_steps": 15},
@@ -112,6 +114,38 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
         train(point_training(tmp_path, resume=True, trainer={"batch_size": 8}), [], QUIET)
 
 
+def test_a_run_goes_on_elsewhere_with_the_settings_that_do_not_change_its_course(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(point_training(tmp_path / "whole"), [], QUIET)
+    stop_before_step(monkeypatch, 7, press_ctrl_c)
+    with pytest.raises(UserError, match="Stopped at step 8"):
+        train(point_training(tmp_path / "parts"), [], QUIET)
+    elsewhere = point_training(
+        tmp_path / "parts",
+        resume=True,
+        device="auto",
+        trainer={"checkpoint_every": 3, "log_every": 2, "num_threads": torch.get_num_threads()},
+    )
+    elsewhere.rollout = replace(elsewhere.rollout, n_envs=2, asynchronous=True)
+    assert_same_state(whole, train(elsewhere, [], QUIET))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_free"),
+    [("cuda", "cuda:1", True), ("auto", "cuda:1", True), ("cpu", "auto", True), ("cpu", "cuda", False)],
+)
+def test_a_run_stays_on_its_kind_of_device(tmp_path: Path, before: str, now: str, is_free: bool) -> None:
+    config = point_training(tmp_path)
+    record_settings(tmp_path, course_of_a_run(replace(config, device=before)))
+    settings = course_of_a_run(replace(config, device=now))
+    if is_free:
+        check_settings(tmp_path, settings)
+    else:
+        with pytest.raises(ConfigurationError, match="started with other values of device"):
+            check_settings(tmp_path, settings)
+
+
 def test_a_run_that_is_older_than_some_settings_is_resumed_as_it_was(tmp_path: Path) -> None:
     policy = {
         "num_candidates": 1,
@@ -137,6 +171,35 @@ def test_a_run_that_is_older_than_some_settings_is_resumed_as_it_was(tmp_path: P
     policy["head"]["kernel"] = "energy"  # type: ignore[index]  # a mapping
     with pytest.raises(ConfigurationError, match=r"other values of policy\.head\.kernel, trainer\.time_shifts\."):
         train(point_training(tmp_path, policy=policy, resume=True, trainer={"time_shifts": 1}), [], QUIET)
+
+
+def test_a_manifest_records_every_part_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash() -> None:
+        raise MemoryError
+
+    for step, how, overrides in ((7, press_ctrl_c, ["a=1"]), (9, crash, ["b=2"])):  # the second saves nothing
+        stop_before_step(monkeypatch, step, how)
+        with pytest.raises((UserError, MemoryError)):
+            train(point_training(tmp_path, resume="auto"), overrides, QUIET)
+    run = train(point_training(tmp_path, resume=True), ["c=3"], QUIET)
+    manifest = json.loads((run / "manifest.json").read_text())
+    commands = [(part["command"].split()[-1], part["from_step"]) for part in manifest["parts"]]
+    assert commands == [("a=1", 0), ("c=3", 8)]
+    assert all(part.keys() == FACTS | {"command", "from_step"} for part in manifest["parts"])
+    last = manifest["parts"][-1]
+    assert {name: manifest[name] for name in FACTS} == {name: last[name] for name in FACTS}
+
+    (run / "parts.json").unlink()  # as a run of an older release
+    train(point_training(tmp_path, resume=True), ["d=4"], QUIET)
+    assert [part["from_step"] for part in json.loads((run / "manifest.json").read_text())["parts"]] == [20]
+    (run / "parts.json").write_text("[]")
+    with pytest.raises(CheckpointError, match=r"parts\.json cannot be read .*delete it"):
+        train(point_training(tmp_path, resume=True), [], QUIET)
+
+
+def test_a_run_in_one_part_has_one(tmp_path: Path) -> None:
+    manifest = json.loads((train(point_training(tmp_path), [], QUIET) / "manifest.json").read_text())
+    assert [part["from_step"] for part in manifest["parts"]] == [0]
 
 
 @pytest.mark.parametrize("part", ["trainer", "policy.head"])

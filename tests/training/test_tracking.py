@@ -1,13 +1,22 @@
 """Trackers: the CSV file in all its lives, and the real Weights & Biases and TensorBoard without a network."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from drift_policy.errors import ConfigurationError
+from drift_policy.training import run as run_module
+from drift_policy.training import tracking
 from drift_policy.training.config import LoggerConfig
-from drift_policy.training.tracking import CsvTracker, TensorboardTracker, WandbTracker, make_trackers
+from drift_policy.training.run import train
+from drift_policy.training.tracking import CsvTracker, TensorboardTracker, WandbTracker, is_logged_in, make_trackers
+from tests.helpers.point_task import point_training
+
+QUIET = Console(quiet=True)
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -39,7 +48,9 @@ def test_resumed_file_forgets_rows_after_the_checkpoint(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "metrics.csv") == []
 
 
-def test_wandb_runs_offline_without_an_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_runs_offline_without_an_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     for variable in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no stored login
@@ -50,6 +61,21 @@ def test_wandb_runs_offline_without_an_account(tmp_path: Path, monkeypatch: pyte
     tracker.log(1, {"a": 1.0})
     tracker.finish()
     assert list((run_dir / "wandb").glob("offline-run-*/*.wandb"))
+    assert "deprecated" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_every_release_of_wandb_is_asked_for_credentials_without_a_prompt(known: bool) -> None:
+    def login(key: str | None = None, verify: bool = True, prompt: bool = True) -> bool:
+        assert not prompt and not verify
+        return known
+
+    def login_before(key: str | None = None, verify: bool = False) -> bool:
+        raise AssertionError("it would prompt")
+
+    api = SimpleNamespace(api_key="key" if known else None)
+    assert is_logged_in(SimpleNamespace(login=login)) is known
+    assert is_logged_in(SimpleNamespace(login=login_before, api=api)) is known
 
 
 def test_tensorboard_writes_the_values(tmp_path: Path) -> None:
@@ -63,6 +89,30 @@ def test_tensorboard_writes_the_values(tmp_path: Path) -> None:
     events.Reload()
     (event,) = events.Scalars("val/action_mse")
     assert (event.step, event.value) == (7, 0.25)
+
+
+class Watched(CsvTracker):
+    """Remembers how it was finished."""
+
+    def finish(self, failed: bool = False) -> None:
+        with self._path.with_name("finished.txt").open("a") as file:
+            file.write(f"{failed} ")
+
+
+def test_trackers_are_finished_also_when_the_end_of_a_run_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "CsvTracker", Watched)
+    config = point_training(tmp_path, trainer={"num_steps": 2, "rollout_every": 0})
+
+    def broken(*_: object) -> None:
+        raise OSError("no space for a picture")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(run_module, "plot_curves", broken)
+        train(config, [], QUIET)
+    run = train(replace(config, resume=True), [], QUIET)
+    assert (run / "finished.txt").read_text() == "True False "
 
 
 def test_csv_is_always_written(tmp_path: Path) -> None:

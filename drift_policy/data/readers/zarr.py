@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import zarr
+import zarr.errors
+from numcodecs.errors import UnknownCodecError
 from numpy.typing import DTypeLike, NDArray
 from zarr.storage import LocalStore, ZipStore
 
@@ -23,6 +25,8 @@ from drift_policy.errors import DataError
 
 EPISODE_ENDS = "meta/episode_ends"
 IMAGE_CHANNELS = (1, 3, 4)
+# Of zarr v2, which asks numcodecs for its codecs, and of v3, where older releases of zarr have no error of their own.
+_UNKNOWN_CODEC = (UnknownCodecError, getattr(zarr.errors, "UnknownCodecError", UnknownCodecError))
 
 
 def read_zarr(
@@ -46,7 +50,8 @@ def read_zarr(
         allow_missing_chunks: read chunks without a stored file as the array's fill value.
 
     Raises:
-        DataError: the path, a column or a chunk is missing or damaged, or the content is no valid replay buffer.
+        DataError: the path, a column or a chunk is missing or damaged, a column needs a codec that is not registered,
+            or the content is no valid replay buffer.
     """
     path = Path(path)
     with open_zarr(path) as group:
@@ -170,6 +175,14 @@ def _damage_reported(path: Path, what: str) -> Iterator[None]:
         yield
     except (DataError, MemoryError):
         raise
+    except _UNKNOWN_CODEC as error:
+        codec = str(error).partition(":")[2].strip(" '")
+        raise DataError(
+            f"{path}: {what} cannot be read because the codec '{codec}' is not registered; that says nothing against "
+            "the file. Install the package that has it (for imagecodecs_..., as in the images of Diffusion Policy's "
+            "real robots: pip install imagecodecs), register it in a module of yours (import imagecodecs.numcodecs; "
+            "imagecodecs.numcodecs.register_codecs()), and name that module in plugins=[...]."
+        ) from error
     except Exception as error:  # every codec, zipfile and json raise exceptions of their own on damaged bytes
         raise DataError(
             f"{path}: {what} cannot be read ({type(error).__name__}: {error}). The file is damaged or not a zarr "
