@@ -45,6 +45,7 @@ def test_samples_and_kernel_of_a_task_are_those_of_the_drift_heads_alone() -> No
     of_task, default = composed("task=block_push").policy["head"], composed("task=lift").policy["head"]
     assert (of_task["samples_per_observation"], of_task["kernel"]) == (2, "energy")
     assert (default["samples_per_observation"], default["kernel"]) == (8, "affinity")
+    assert (default["affinity_floor"], composed("task=adroit_door").policy["head"]["affinity_floor"]) == (0.0, 1e-6)
     other = composed("task=block_push", "policy=regression").policy["head"]
     assert not {"samples_per_observation", "kernel"} & other.keys()
     assert composed("task=block_push", "policy.head.kernel=affinity").policy["head"]["kernel"] == "affinity"
