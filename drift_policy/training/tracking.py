@@ -2,10 +2,11 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
+from statistics import mean
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from drift_policy.training.logger_config import LoggerConfig
 
 STEP = "step"
 ROLLOUT_SCORE, ROLLOUT_SUCCESS = "rollout/score", "rollout/success"
+_LAST_ROLLOUTS = 10
 
 
 class Tracker(Protocol):
@@ -173,6 +175,25 @@ def logged_rollouts(metrics_csv: Path) -> list[dict[str, float]]:
         {"step": int(row[STEP]), "score": float(row[ROLLOUT_SCORE]), "success": float(row[ROLLOUT_SUCCESS])}
         for row in rows
     ]
+
+
+def last_rollouts(rollouts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what Diffusion Policy reports of a run: the best and the mean score of its last ten checkpoints.
+
+    Comparable with the published numbers if the rollouts are on the test starts; docs/table7.md has the command.
+
+    Args:
+        rollouts: of `logged_rollouts`, at least one.
+    """
+    last = rollouts[-_LAST_ROLLOUTS:]
+    scores, successes = [row["score"] for row in last], [row["success"] for row in last]
+    return {
+        "count": len(last),
+        "max_score": max(scores),
+        "mean_score": mean(scores),
+        "max_success": max(successes),
+        "mean_success": mean(successes),
+    }
 
 
 def make_trackers(config: LoggerConfig, run_dir: Path, settings: dict[str, Any], resume_step: int) -> list[Tracker]:

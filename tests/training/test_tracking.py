@@ -13,7 +13,14 @@ from drift_policy.training import run as run_module
 from drift_policy.training import tracking
 from drift_policy.training.config import LoggerConfig
 from drift_policy.training.run import train
-from drift_policy.training.tracking import CsvTracker, TensorboardTracker, WandbTracker, is_logged_in, make_trackers
+from drift_policy.training.tracking import (
+    CsvTracker,
+    TensorboardTracker,
+    WandbTracker,
+    is_logged_in,
+    last_rollouts,
+    make_trackers,
+)
 from tests.helpers.point_task import point_training
 
 QUIET = Console(quiet=True)
@@ -123,3 +130,13 @@ def test_csv_is_always_written(tmp_path: Path) -> None:
 def test_unknown_logger_lists_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match="csv, wandb, tensorboard"):
         LoggerConfig(name="mlflow")
+
+
+def test_the_last_ten_rollouts_are_summed_up_as_diffusion_policy_reports_them() -> None:
+    scores = [1.0, 1.0, *(0.1 * number for number in range(1, 11))]
+    rollouts = [{"step": 10.0 * number, "score": score, "success": score / 2} for number, score in enumerate(scores)]
+    last = last_rollouts(rollouts)
+    assert last == pytest.approx(
+        {"count": 10, "max_score": 1.0, "mean_score": 0.55, "max_success": 0.5, "mean_success": 0.275}
+    )
+    assert last_rollouts(rollouts[:1])["count"] == 1
