@@ -17,13 +17,17 @@ from safetensors.torch import load_file
 from drift_policy import load_policy
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, DataError, UserError
+from drift_policy.evaluation.rollout import rollout
+from drift_policy.task import EnvConfig, make_env_factory
 from drift_policy.training import saved_state
 from drift_policy.training.config import TrainerConfig
 from drift_policy.training.ema import Ema
 from drift_policy.training.run import train
 from drift_policy.training.schedule import batch_indices, learning_rate
+from tests.helpers.point_env import ID
 from tests.helpers.point_task import point_training
 from tests.helpers.policies import tiny_policy
+from tests.helpers.training_runs import tensors_of
 
 QUIET = Console(quiet=True)
 
@@ -95,6 +99,28 @@ def test_only_the_best_checkpoints_stay(tmp_path: Path) -> None:
     assert index["best"] == f"step_{best[0]:08d}"
     on_disk = {path.name for path in (run / "checkpoints").iterdir() if path.name.startswith("step_")}
     assert on_disk == {f"step_{step:08d}" for step in best}
+
+
+def test_scores_and_kept_checkpoints_are_those_of_the_averaged_policy_on_the_rollout_seeds(tmp_path: Path) -> None:
+    config = point_training(tmp_path, trainer={"keep_best": 4})
+    run = train(config, [], QUIET)
+    checkpoints, make_env = run / "checkpoints", make_env_factory(EnvConfig(id=ID), 12)
+    rows = json.loads((checkpoints / "index.json").read_text())["scores"]
+    assert sorted(row["step"] for row in rows) == [5, 10, 15, 20]
+    for row in rows:
+        policy = load_policy(checkpoints / row["folder"])
+        assert rollout(policy, make_env, config.rollout).score.mean == row["score"]
+    saved, kept = tensors_of(run), load_file(checkpoints / "step_00000020" / "model.safetensors")
+    assert all(torch.equal(tensor, saved[f"ema.{name}"]) for name, tensor in kept.items())
+    assert not torch.equal(kept["head.network.output.weight"], saved["policy.head.network.output.weight"])
+
+
+def test_the_decay_of_the_average_is_that_of_the_trainer(tmp_path: Path) -> None:
+    trainer = {"ema_decay": 0.0, "num_steps": 3, "rollout_every": 0}
+    saved = tensors_of(train(point_training(tmp_path, trainer=trainer), [], QUIET))
+    averaged = {name.removeprefix("ema."): tensor for name, tensor in saved.items() if name.startswith("ema.")}
+    assert averaged
+    assert [name for name, tensor in averaged.items() if not torch.equal(tensor, saved[f"policy.{name}"])] == []
 
 
 def test_training_learns(tmp_path: Path) -> None:
