@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -48,7 +48,6 @@ def select(batch: Any, rows: slice) -> Any:
     return batch[rows] if isinstance(batch, Tensor) else {key: select(value, rows) for key, value in batch.items()}
 
 
-@settings(deadline=None)  # building the first optimiser takes longer
 @given(SIZES, SIZES, st.integers(1, 5))
 def test_processes_and_parts_share_a_batch_exactly(size: int, parts: int, share: int) -> None:
     split = {"batch_size": size * parts * share, "gradient_accumulation_steps": parts}
