@@ -2,9 +2,9 @@
 
 import json
 import sys
-import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +15,13 @@ pytest.importorskip("diffusers", reason="needs the package `diffusers` of the tr
 pytest.importorskip("onnxruntime", reason="needs the packages of the export extra")
 pytest.importorskip("websockets", reason="needs the packages of the serve extra")
 
-from benchmarks import runtime_latency, server_load  # noqa: E402  # after the packages are there
+from benchmarks import runtime_latency, server_load, timing  # noqa: E402  # after the packages are there
 from benchmarks.timing import measure_in_turns  # noqa: E402
 from drift_policy.runtime.onnx_policy import OnnxPolicy  # noqa: E402
 from drift_policy.runtime.spec import describe_policy  # noqa: E402
 from tests.helpers.image_policies import tiny_image_policy  # noqa: E402
 from tests.helpers.policies import CallCounter, tiny_obs, tiny_policy  # noqa: E402
+from tests.helpers.scripted_policy import Clock  # noqa: E402
 
 
 def test_the_latency_program_writes_every_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,20 +92,21 @@ def test_the_loop_cases_decide_in_every_step_and_encode_its_newest_observation()
     }
 
 
-def test_first_calls_of_a_turn_are_kept_apart() -> None:
+def test_first_calls_of_a_turn_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that is slow after the other case has run, as with cold caches."""
-    last = ""
+    last, clock = "", Clock()
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock))
 
     def call(name: str, first: float, later: float) -> None:
         nonlocal last
-        time.sleep(later if last == name else first)
+        clock.now += later if last == name else first
         last = name
 
     calls = {"fast": partial(call, "fast", 0.01, 0.001), "slow": partial(call, "slow", 0.03, 0.03)}
     times = measure_in_turns(calls, rounds=2, repeats=3)
     assert len(times["fast"].first) == len(times["slow"].first) == 2
-    assert min(times["fast"].first) >= 10
-    assert np.median(times["fast"].steady) < 10
+    assert times["fast"].first == pytest.approx([10, 10])
+    assert times["fast"].steady == pytest.approx([1] * len(times["fast"].steady))
     assert len(times["fast"].steady) > 6  # more than asked for, because they are fast
     assert len(times["slow"].steady) == 6
 

@@ -3,15 +3,16 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
+from drift_policy.cli import command_line
 from drift_policy.data.zarr_writer import write_zarr
-from tests.helpers.programs import SHORT, start
+from drift_policy.training.interrupt import InterruptGuard
+from tests.helpers.programs import SHORT, TORCHRUN, start
 from tests.helpers.pusht_data import random_pusht
 
 ENDLESS = ["trainer.num_steps=100000", "trainer.rollout_every=0", "trainer.checkpoint_every=100000"]
@@ -80,14 +81,30 @@ def test_a_signal_saves_and_says_how_to_resume(
 
 def test_torchrun_stops_all_processes_and_they_save_once(folder: Path) -> None:
     run_dir = folder / "runs" / "pusht" / "torchrun"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     arguments = [*settings(folder, "torchrun"), *STREAM]
-    process = start(*launcher, "train_policy.py", *arguments, "trainer.sharding=fsdp2", own_group=True)
+    process = start(*TORCHRUN, "train_policy.py", *arguments, "trainer.sharding=fsdp2", own_group=True)
     stderr = stop_when_training(process, run_dir, signal.SIGTERM, to_group=False)
     step = saved_step(run_dir)
     assert stderr.count(f"Stopped at step {step}") == 1
     assert "Go on with: torchrun --nproc-per-node=2 train_policy.py task=pusht" in stderr
     assert "SIGKILL" not in stderr  # torchrun's last resort
+
+
+def test_the_second_ctrl_c_interrupts_at_once() -> None:
+    numbers, said = (signal.SIGINT, signal.SIGTERM), list[str]()
+    before = [signal.getsignal(number) for number in numbers]
+    with InterruptGuard(lambda: said.append("stopping")) as guard:
+        assert not guard.is_requested
+        signal.raise_signal(signal.SIGINT)
+        assert guard.is_requested and said == ["stopping"]
+        signal.raise_signal(signal.SIGTERM)  # of a scheduler, which is not impatient
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_an_interrupted_program_ends_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, command_line():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert "Interrupted." in capsys.readouterr().err

@@ -102,7 +102,7 @@ def test_numbers_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_few_bytes_give_an_error_that_names_the_log(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = one_log(tmp_path_factory.mktemp("log"), content)
     with pytest.raises(DataError, match="demo.mjl"):

@@ -20,7 +20,7 @@ def walks(lengths: list[int], size: int, seed: int) -> tuple[torch.Tensor, np.nd
     return torch.from_numpy(np.concatenate(starts)[order]).float(), episodes[order]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 60), min_size=2, max_size=6),
     size=st.integers(1, 12),

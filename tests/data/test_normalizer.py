@@ -18,7 +18,7 @@ data_arrays = st.tuples(st.integers(1, 12), st.integers(1, 4)).flatmap(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=data_arrays)
 def test_data_is_mapped_to_plus_minus_one_and_back(data: np.ndarray) -> None:
     normalizer = Normalizer.fit({"x": data})
@@ -37,7 +37,7 @@ def test_data_is_mapped_to_plus_minus_one_and_back(data: np.ndarray) -> None:
     assert bool(((restored - value).abs() <= 1e-6 * (largest + spread) + 1e-6).all())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=data_arrays, outside=st.floats(-3, 3))
 def test_any_normalised_value_survives_the_way_back(data: np.ndarray, outside: float) -> None:
     """A policy's answer need not lie in the range of the data."""

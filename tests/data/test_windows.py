@@ -40,7 +40,7 @@ def make_windows(case: tuple[list[int], list[bool], int, int, int]) -> Windows:
     )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases())
 @example(([1], [True], 16, 2, 8))
 @example(([7, 8, 9], [True, True, True], 16, 2, 8))
@@ -53,7 +53,7 @@ def test_rows_equal_the_naive_version(case: tuple[list[int], list[bool], int, in
     assert len(windows) == len(expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases())
 def test_windows_cover_each_training_episode_and_no_other(case: tuple[list[int], list[bool], int, int, int]) -> None:
     lengths, mask, horizon, n_obs_steps, n_action_steps = case
@@ -72,7 +72,7 @@ def test_windows_cover_each_training_episode_and_no_other(case: tuple[list[int],
         assert set(np.flatnonzero(np.repeat(mask & long_enough, lengths))) <= set(executed.ravel())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cases())
 def test_indices_describe_the_unpadded_part(case: tuple[list[int], list[bool], int, int, int]) -> None:
     windows = make_windows(case)

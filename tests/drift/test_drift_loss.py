@@ -14,7 +14,7 @@ from drift_policy.drift.loss import Scope
 SEEDS = st.integers(0, 2**32 - 1)
 SCOPES = st.sampled_from(["batch", "group"])
 FLOORS = st.sampled_from([0.0, 1e-6])
-quick = settings(max_examples=25, deadline=None, derandomize=True)
+quick = settings(max_examples=25, derandomize=True)
 
 
 def draw_problems(seed: int, batch: int = 3, gen: int = 6, pos: int = 5, neg: int = 4, size: int = 4) -> dict[str, Any]:

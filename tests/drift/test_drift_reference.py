@@ -141,7 +141,7 @@ def problem_sets(draw: st.DrawFn) -> Problems:
     )
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     problem_sets(),
     st.sampled_from([[0.02, 0.05, 0.2], [0.2], [1.0, 0.05]]),

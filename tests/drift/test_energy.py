@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -21,7 +21,6 @@ def random(number: int, size: int, seed: int) -> Tensor:
     return torch.randn(number, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(deadline=None)
 @given(samples=st.integers(2, 6), positives=st.integers(1, 5), size=st.integers(1, 7), seed=st.integers(0, 999))
 def test_gradient_is_the_drifting_field(samples: int, positives: int, size: int, seed: int) -> None:
     x, y = random(samples, size, seed), random(positives, size, seed + 1)
@@ -39,7 +38,6 @@ def test_one_positive_at_a_time_gives_the_field_of_all_of_them_on_average() -> N
     torch.testing.assert_close(single, field(x, y))
 
 
-@settings(deadline=None)
 @given(repeats=st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any), seed=st.integers(0, 999))
 def test_weights_are_repeated_positives(repeats: list[int], seed: int) -> None:
     x, y = random(4, 3, seed), random(len(repeats), 3, seed + 1)

@@ -1,7 +1,7 @@
 """Crops: equal to slicing, drawn uniformly over all that fit, one for each image."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -14,7 +14,6 @@ def make_images(number: int, channels: int, height: int, width: int, channels_la
     return images.contiguous(memory_format=torch.channels_last) if channels_last else images
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_every_image_is_cut_at_its_own_corner(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 7))
@@ -29,7 +28,6 @@ def test_every_image_is_cut_at_its_own_corner(data: st.DataObject) -> None:
     assert torch.equal(crop_at(images, torch.tensor(corners), crop), torch.stack(sliced))
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_the_centre_has_equal_margins(data: st.DataObject) -> None:
     height, width = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 7))

@@ -30,7 +30,7 @@ def layers(draw: st.DrawFn) -> SmallCnnConfig:
     return SmallCnnConfig(each([16, 32]), each([1, 3, 5, 7]), each([1, 2, 3]), draw(st.integers(1, 4)), 5)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(config=layers(), channels=st.sampled_from([1, 3, 4]), height=st.integers(1, 15), width=st.integers(1, 15))
 def test_any_image_and_any_layers_fit_together(config: SmallCnnConfig, channels: int, height: int, width: int) -> None:
     """The spatial softmax is built for a map of a certain size, and fails on another."""

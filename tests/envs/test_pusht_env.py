@@ -70,7 +70,7 @@ def test_without_a_seed_the_start_is_random() -> None:
     assert len(starts) == 4
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     x=st.floats(170, 340), y=st.floats(170, 340), angle=st.floats(-7, 7), corner=st.sampled_from([(30, 30), (480, 40)])
 )

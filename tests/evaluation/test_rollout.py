@@ -15,7 +15,7 @@ import torch
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.errors import CheckpointError, ConfigurationError, EnvironmentProcessError
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
-from drift_policy.evaluation.rollout import Episode, EvaluationConfig, rollout
+from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout
 from drift_policy.policy import Policy
 from drift_policy.task import EnvConfig, make_env_factory
 from drift_policy.training.config import RolloutConfig
@@ -195,6 +195,46 @@ def test_ended_episode_ignores_chunks_until_reset() -> None:
     assert (info["steps"], terminated, truncated) == (4, False, False)
     _, info = env.reset(seed=1)
     assert (info["steps"], info["episode_over"], info["score"]) == (0, False, -np.inf)
+
+
+class SolvedOnce(PointEnv):
+    """Solved in its second step alone, three subtasks done; never ends by itself."""
+
+    def reset(self, **options: Any) -> Any:
+        self._step = 0
+        return super().reset(**options)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, *_ = super().step(action)
+        self._step += 1
+        solved = self._step == 2
+        return observation, 0.7 if solved else 0.1, False, False, {"is_success": solved, "n_completed": 1 + 2 * solved}
+
+
+def test_the_best_of_any_step_counts() -> None:
+    config = EvaluationConfig(n_episodes=1, start_seed=9, max_steps=6)
+    assert rollout(point_policy(), SolvedOnce, config).episodes == [Episode(9, 0.7, True, 6, completed=3)]
+
+
+def test_a_phase_is_the_share_of_episodes_with_at_least_so_many_subtasks() -> None:
+    result = RolloutResult(
+        [Episode(seed, 0.0, False, 1, completed) for seed, completed in enumerate((0, 1, 2, 4))], [], 0
+    )
+    assert [result.phase(number).mean for number in (1, 2, 3, 4, 5)] == [0.75, 0.5, 0.25, 0.25, 0]
+
+
+def test_the_settings_of_decisions_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, given = point_policy(), list[dict[str, Any]]()
+    original = policy.predict_action
+
+    def recording(obs: Any, **options: Any) -> dict[str, torch.Tensor]:
+        given.append(options)
+        return original(obs, **options)
+
+    monkeypatch.setattr(policy, "predict_action", recording)
+    settings = {"noise_scale": 0.25, "num_candidates": 2, "mirrored": False}
+    rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=1, max_steps=3, **settings))
+    assert given and all(options.pop("generator") and options == settings for options in given)
 
 
 def test_checkpoint_of_other_sizes_is_refused() -> None:

@@ -22,7 +22,6 @@ def test_perfect_success_still_has_an_interval() -> None:
 
 
 def test_equal_scores_have_an_empty_interval() -> None:
-    assert mean_interval([0.5] * 7) == mean_interval([0.5] * 7)
     assert (mean_interval([0.5] * 7).low, mean_interval([0.5] * 7).high) == (0.5, 0.5)
 
 
@@ -40,6 +39,16 @@ def test_bootstrap_interval_covers_the_true_mean() -> None:
         for interval in (mean_interval(rng.beta(4, 1, size=50).tolist()) for _ in range(60))
     ]
     assert 0.85 <= np.mean(covered) <= 1.0
+
+
+def test_intervals_are_those_of_95_percent_and_repeat() -> None:
+    values = np.random.default_rng(0).normal(size=400)
+    width = 2 * 1.96 * values.std() / 20
+    interval = mean_interval(values.tolist())
+    assert interval.high - interval.low == pytest.approx(width, rel=0.05)
+    assert mean_interval(values.tolist()) == interval
+    difference = difference_interval(values[None], np.zeros((1, 400)))  # one seed each: start states alone
+    assert difference.high - difference.low == pytest.approx(width, rel=0.05)
 
 
 def test_differences_cover_the_true_one_though_seeds_and_start_states_differ() -> None:

@@ -76,8 +76,10 @@ def test_equals_the_drift_loss_of_folded_chunks(settings: dict[str, Any], per_ti
     torch.testing.assert_close(gradient, expected_gradient)
 
 
-def gradient_on_samples(head: DriftHead, action: Tensor, condition: Tensor) -> Tensor:
-    """Gradient of the loss with respect to the generated chunks, [B, G, Tp, Da], with the same noise every time."""
+def gradient_on_samples(
+    head: DriftHead, action: Tensor, condition: Tensor, draws: dict[str, Tensor] | None = None
+) -> Tensor:
+    """Gradient of the loss with respect to the generated chunks, [B, G, Tp, Da], with the same noise unless given."""
     chunks: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -85,7 +87,8 @@ def gradient_on_samples(head: DriftHead, action: Tensor, condition: Tensor) -> T
         chunks.append(output)
 
     handle = head.network.register_forward_hook(keep)
-    compute_loss(head, action, condition)[0].backward()
+    given = head.draw(len(action), torch.Generator().manual_seed(0)) if draws is None else draws
+    head.compute_loss(action, condition, given)[0].backward()
     handle.remove()
     assert chunks[0].grad is not None
     return chunks[0].grad
@@ -114,17 +117,12 @@ def test_batch_scope_shares_its_statistics() -> None:
 
 def test_samples_of_one_observation_repel_each_other() -> None:
     """With the same positive, a sample is pushed away from a sibling: its gradient depends on where that is."""
-    head, network = make_head(scope="group")
+    head, _ = make_head(scope="group")
     action, condition = torch.zeros(1, TP, DA), torch.zeros(1, C)
-    compute_loss(head, action, condition)
-    noise = network.samples[0]
+    noise = head.draw(1, torch.Generator().manual_seed(0))["noise"]
     moved = noise.clone()
     moved[0, 1] = -noise[0, 1]
-    gradients = []
-    for sample in (noise, moved):
-        gen = sample.flatten(2).requires_grad_()
-        loss, _ = drift_loss(gen, action.flatten(1).unsqueeze(1), affinity_floor=0.0, scope="group")
-        gradients.append(torch.autograd.grad(loss.sum(), gen)[0])
+    gradients = [gradient_on_samples(head, action, condition, {"noise": samples}) for samples in (noise, moved)]
     assert not torch.allclose(gradients[0][0, 0], gradients[1][0, 0], rtol=0.1)
 
 

@@ -23,6 +23,14 @@ SHORT = [
     "policy.network.width=16",
     "video_episodes=0",
 ]
+# Two processes; port 0 lets torchrun bind a free one itself, so that nobody takes it in between.
+TORCHRUN = [
+    "-m",
+    "torch.distributed.run",
+    "--nproc-per-node=2",
+    "--rdzv-backend=c10d",
+    "--rdzv-endpoint=localhost:0",
+]
 
 
 def start(*arguments: str, own_group: bool = False, **variables: str) -> subprocess.Popen[str]:

@@ -10,7 +10,7 @@ from drift_policy.errors import ConfigurationError
 from image_gen.feature_maps import FeatureSettings, input_rms, map_features
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     batch=st.integers(1, 3),
     channels=st.integers(1, 4),

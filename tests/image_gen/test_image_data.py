@@ -273,7 +273,7 @@ def test_messages_name_the_options_of_their_program(tmp_path: Path) -> None:
     assert open_source("folder", "train", colour, **own).image_size == 8
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(1, 60), width=st.integers(1, 60), size=st.integers(1, 24), channels=st.sampled_from([1, 3]))
 def test_crops_have_the_asked_size(height: int, width: int, size: int, channels: int) -> None:
     pixels = random_pixels(height, width, channels)

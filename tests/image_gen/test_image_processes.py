@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.image_runs import largest_difference
-from tests.helpers.programs import start
+from tests.helpers.programs import TORCHRUN, start
 from tests.image_gen.image_processes import ALL_STEPS, FIRST_STEPS, MAE_RUNS, PARTS, RUNS, perform, perform_mae
 
 # Sums in another order; Adam makes the sign of a vanishing gradient a step of full length.
@@ -28,8 +28,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     (two / "digits/fsdp2/settings.json").write_text(settings.replace('"ddp"', '"fsdp2"'))
     for name, overrides in (("ddp", []), ("parts", PARTS), ("flow", ["method=flow"])):
         perform(one, name, overrides, ALL_STEPS, resume=True)
-    program = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
-    with start(*program, "--rdzv-endpoint=localhost:0", "-m", "tests.image_gen.image_processes", str(two)) as process:
+    with start(*TORCHRUN, "-m", "tests.image_gen.image_processes", str(two)) as process:
         stdout, stderr = process.communicate(timeout=250)
     assert process.returncode == 0, stdout + stderr
     return one / "digits", two / "digits"

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.image_configs import TINY
+from image_gen import load_mae
+from image_gen.training.bare import main as bare_main
+from tests.helpers.image_configs import TINY, TINY_MAE
 from tests.helpers.programs import error_of, run
 
 
@@ -56,6 +58,19 @@ def test_evaluation_names_its_network(trained: Path, tmp_path: Path) -> None:
     assert content["reference"]["name"] == "digits, val"
     missing = run("image_gen/evaluate.py", f"ckpt={trained}", *small, DRIFT_POLICY_CACHE=str(tmp_path))
     assert "pt_inception-2015-12-05" in error_of(missing)
+
+
+def test_an_autoencoder_that_one_machine_configures_is_trained_on_another(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    steps = ["mae.trainer.num_steps=2", "mae.trainer.num_threads=1", "mae.batch_size=8", "device=cpu"]
+    model = [f"+mae.model.{setting}" for setting in TINY_MAE]
+    own = [f"output={tmp_path}", "name=run", f"write_config={config}"]
+    result = run("image_gen/train_mae.py", *own, *steps, *model)
+    assert result.returncode == 0, result.stderr
+    assert "python -m image_gen.training.bare" in result.stdout
+    bare_main([str(config)])
+    assert load_mae(tmp_path / "digits/run").config.base_channels == 4
+    assert json.loads((tmp_path / "digits/run/manifest.json").read_text())["training"]["steps"] == 2
 
 
 def test_wrong_settings_end_with_a_sentence() -> None:

@@ -16,7 +16,7 @@ def numbered(first: int, count: int) -> torch.Tensor:
     return torch.arange(first, first + count, dtype=torch.float32).unsqueeze(1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     batches=st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=6),
     capacity=st.integers(1, 5),
@@ -35,7 +35,7 @@ def test_a_queue_holds_the_newest_samples_of_its_class(batches: list[list[int]],
         assert sorted(stored) == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     stored=st.lists(st.integers(1, 9), min_size=1, max_size=5),
     number=st.integers(1, 12),

@@ -66,7 +66,7 @@ def draw(timed: bool, sizes: Sizes) -> tuple[Tensor, Tensor, Tensor | None]:
 
 @every_network
 @with_and_without_time
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     sizes=st.builds(
         Sizes,

@@ -59,7 +59,7 @@ def test_the_choice_by_hand(values: list[float], expected: float) -> None:
     assert most_typical(chunks).tolist() == [[[expected]]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 2**32 - 1), number=st.integers(1, 20), batch=st.integers(1, 3), shift=st.floats(-50, 50))
 def test_no_candidate_is_more_typical_than_the_chosen_one(seed: int, number: int, batch: int, shift: float) -> None:
     chunks = (shift + np.random.default_rng(seed).standard_normal((batch, number, 2, 3))).astype(np.float32)

@@ -108,18 +108,34 @@ class TestBatches:
             for client in clients:
                 client.close()
 
-    def test_bytes_and_floats_of_images_fit_into_one_batch(self) -> None:
+    def test_bytes_and_floats_of_images_fit_into_one_batch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         policy = tiny_image_policy("regression")
         obs = {key: value.numpy() for key, value in tiny_obs(policy, 1).items()}
         floats = obs | {"image": obs["image"] / np.float32(255)}
         expected = policy.predict_action(obs)["action_pred"].numpy()
-        with running_server(policy, batch_wait_ms=200.0) as server, ThreadPoolExecutor(2) as pool:
-            clients = [PolicyClient(server.url) for _ in range(2)]
-            for answer in pool.map(
-                lambda pair: pair[0].predict_action(pair[1]), zip(clients, (obs, floats), strict=True)
-            ):
-                assert answer["timing"]["server_batch_size"] == 2
-                np.testing.assert_allclose(answer["action_pred"], expected, rtol=1e-5, atol=1e-2)
+        decide, was_asked, may_answer = policy.predict_action, threading.Event(), threading.Event()
+
+        def waiting(*arguments: Any, **options: Any) -> dict[str, torch.Tensor]:
+            was_asked.set()
+            assert may_answer.wait(20)
+            return decide(*arguments, **options)
+
+        monkeypatch.setattr(policy, "predict_action", waiting)
+        with running_server(policy) as server, ThreadPoolExecutor(3) as pool:
+            clients = [PolicyClient(server.url) for _ in range(3)]
+            first = pool.submit(clients[0].predict_action, obs)
+            assert was_asked.wait(10)
+            rest = [
+                pool.submit(client.predict_action, given)
+                for client, given in zip(clients[1:], (obs, floats), strict=True)
+            ]
+            waiting_requests = server.server._batcher._waiting
+            wait_until(lambda: waiting_requests.qsize() == 2)
+            may_answer.set()
+            assert first.result(10)["timing"]["server_batch_size"] == 1
+            for answer in rest:
+                assert answer.result(10)["timing"]["server_batch_size"] == 2
+                np.testing.assert_allclose(answer.result(10)["action_pred"], expected, rtol=1e-5, atol=1e-2)
             for client in clients:
                 client.close()
 

@@ -1,10 +1,10 @@
-"""The random numbers of an update are functions of its step and the seed."""
+"""The windows and random numbers of an update are functions of its step and the seed."""
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drift_policy.training.schedule import step_generator, step_seed
+from drift_policy.training.schedule import batch_indices, step_generator, step_seed
 from tests.helpers.image_policies import tiny_image_policy
 
 STEPS = st.integers(0, 10**6)
@@ -20,6 +20,12 @@ def test_every_step_and_seed_has_random_numbers_of_its_own(
     is_same = (step, seed) == (other_step, other_seed)
     assert torch.equal(drawn, torch.rand(8, generator=step_generator(other_step, other_seed))) is is_same
     assert (step_seed(step, seed) == step_seed(other_step, other_seed)) is is_same
+
+
+def test_the_order_of_the_windows_is_that_of_the_seed_and_the_epoch() -> None:
+    orders = [batch_indices(step, 50, 50, seed).tolist() for seed in (0, 1) for step in (0, 1)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
 
 
 def test_step_and_seed_are_not_interchangeable() -> None:

@@ -17,13 +17,20 @@ from safetensors.torch import load_file
 from drift_policy import load_policy
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, DataError, UserError
+from drift_policy.evaluation.rollout import rollout
+from drift_policy.networks.mlp import Mlp
+from drift_policy.task import EnvConfig, load_demonstrations, make_env_factory
 from drift_policy.training import saved_state
+from drift_policy.training import trainer as trainer_module
+from drift_policy.training import update as update_module
 from drift_policy.training.config import TrainerConfig
 from drift_policy.training.ema import Ema
-from drift_policy.training.run import train
-from drift_policy.training.schedule import batch_indices, learning_rate
+from drift_policy.training.run import build_policy_and_data, train
+from drift_policy.training.schedule import batch_indices, learning_rate, step_generator
+from tests.helpers.point_env import ID
 from tests.helpers.point_task import point_training
 from tests.helpers.policies import tiny_policy
+from tests.helpers.training_runs import tensors_of
 
 QUIET = Console(quiet=True)
 
@@ -98,6 +105,28 @@ def test_only_the_best_checkpoints_stay(tmp_path: Path) -> None:
     assert on_disk == {f"step_{step:08d}" for step in best}
 
 
+def test_scores_and_kept_checkpoints_are_those_of_the_averaged_policy_on_the_rollout_seeds(tmp_path: Path) -> None:
+    config = point_training(tmp_path, trainer={"keep_best": 4})
+    run = train(config, [], QUIET)
+    checkpoints, make_env = run / "checkpoints", make_env_factory(EnvConfig(id=ID), 12)
+    rows = json.loads((checkpoints / "index.json").read_text())["scores"]
+    assert sorted(row["step"] for row in rows) == [5, 10, 15, 20]
+    for row in rows:
+        policy = load_policy(checkpoints / row["folder"])
+        assert rollout(policy, make_env, config.rollout).score.mean == row["score"]
+    saved, kept = tensors_of(run), load_file(checkpoints / "step_00000020" / "model.safetensors")
+    assert all(torch.equal(tensor, saved[f"ema.{name}"]) for name, tensor in kept.items())
+    assert not torch.equal(kept["head.network.output.weight"], saved["policy.head.network.output.weight"])
+
+
+def test_the_decay_of_the_average_is_that_of_the_trainer(tmp_path: Path) -> None:
+    trainer = {"ema_decay": 0.0, "num_steps": 3, "rollout_every": 0}
+    saved = tensors_of(train(point_training(tmp_path, trainer=trainer), [], QUIET))
+    averaged = {name.removeprefix("ema."): tensor for name, tensor in saved.items() if name.startswith("ema.")}
+    assert averaged
+    assert [name for name, tensor in averaged.items() if not torch.equal(tensor, saved[f"policy.{name}"])] == []
+
+
 def test_training_learns(tmp_path: Path) -> None:
     config = point_training(tmp_path, trainer={"num_steps": 300, "rollout_every": 0, "learning_rate": 1e-2})
     errors = [float(row["val/action_mse"]) for row in rows_of(train(config, [], QUIET)) if row["val/action_mse"]]
@@ -114,9 +143,39 @@ def test_same_seed_same_weights_other_seed_other_weights(tmp_path: Path) -> None
     assert not torch.equal(first, weights("c", 2))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precisions_train(tmp_path: Path, precision: str) -> None:
+def test_data_order_and_noise_are_those_of_the_seed_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: dict[str, set[int]] = {"order": set(), "noise": set()}
+
+    def order(step: int, num_windows: int, batch_size: int, seed: int) -> np.ndarray:
+        used["order"].add(seed)
+        return batch_indices(step, num_windows, batch_size, seed)
+
+    def noise(step: int, seed: int) -> torch.Generator:
+        used["noise"].add(seed)
+        return step_generator(step, seed)
+
+    monkeypatch.setattr(trainer_module, "batch_indices", order)
+    monkeypatch.setattr(update_module, "step_generator", noise)
+    train(point_training(tmp_path, seed=7, trainer={"num_steps": 2, "rollout_every": 0}), [], QUIET)
+    assert used == {"order": {7}, "noise": {7}}
+
+
+@pytest.mark.parametrize(("precision", "computed"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_precisions_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, computed: torch.dtype
+) -> None:
+    types: set[torch.dtype] = set()
+    original = Mlp.generate
+
+    def recording(network: Mlp, *arguments: Any) -> torch.Tensor:
+        chunks = original(network, *arguments)
+        if network.training:
+            types.add(chunks.dtype)
+        return chunks
+
+    monkeypatch.setattr(Mlp, "generate", recording)
     run = train(point_training(tmp_path, trainer={"precision": precision}), [], QUIET)
+    assert types == {computed}
     assert next(load_policy(run).parameters()).dtype == torch.float32
 
 
@@ -141,13 +200,27 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: py
     assert json.loads((run / "checkpoints" / "last" / "training.json").read_text())["step"] == 20
 
 
-def test_divergence_is_reported_and_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = point_training(tmp_path, trainer={"learning_rate": 1e30, "gradient_clip": 1e30, "num_steps": 40})
+def test_divergence_is_reported_and_never_saved(tmp_path: Path) -> None:
+    # Only the checkpoints look at the weights: the first one is finite, and so large that the next is not.
+    seldom = {"log_every": 100, "validate_every": 100, "rollout_every": 0, "checkpoint_every": 1, "num_steps": 6}
+    policy = {"head": {"name": "regression"}, "network": {"name": "mlp", "width": 16, "depth": 1}}
+    config = point_training(
+        tmp_path, policy=policy, trainer={"learning_rate": 1e30, "gradient_clip": 1e30, "warmup_steps": 0, **seldom}
+    )
     with pytest.raises(UserError, match="diverged"):
         train(config, [], QUIET)
     last = tmp_path / "runs" / "point" / "test" / "checkpoints" / "last"
-    if last.exists():
-        assert all(bool(torch.isfinite(p).all()) for p in load_policy(last).parameters())
+    assert json.loads((last / "training.json").read_text())["step"] >= 1
+    assert all(bool(torch.isfinite(p).all()) for p in load_policy(last).parameters())
+
+
+def test_only_so_many_episodes_are_trained_on(tmp_path: Path) -> None:
+    config = point_training(tmp_path, trainer={"max_train_episodes": 3})
+    demonstrations = load_demonstrations(config.task, config.data_path, False, lambda _: None)
+    _, data = build_policy_and_data(config, demonstrations, torch.device("cpu"))
+    assert data.validation is not None
+    trained_on, held_out = set(data.train.episodes), set(data.validation.episodes)
+    assert len(trained_on) == 3 and not trained_on & held_out
 
 
 def test_too_large_batch_says_what_fits(tmp_path: Path) -> None:

@@ -2,10 +2,6 @@
 
 import csv
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.helpers.programs import TORCHRUN, start
 from tests.helpers.training_runs import TIMED_COLUMNS, assert_near_state, progress_of, tensors_of
 from tests.training.two_processes import LEARNED, MLP, NETWORKS, PARTS, RUNS, STOPPED_IN_UPDATE, Run, perform
 
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 
-ROOT = Path(__file__).parents[2]
 RANKS = (0, 1)
 ALONE = {
     "alone": Run(),
@@ -62,25 +58,16 @@ class Results:
 
 
 def start_two(folder: Path) -> list[tuple[str, str]]:
-    """Do RUNS in two processes, as torchrun would start them, and return stdout and stderr of each."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-m", "tests.training.two_processes", str(folder)]
-    started: list[subprocess.Popen[str]] = []
-    try:
-        for rank in RANKS:
-            variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1", "COLUMNS": "1000"}
-            environment = os.environ | shared | variables
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            started.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes))  # type: ignore[call-overload]
-        printed = [process.communicate(timeout=200) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], printed
-    return printed
+    """Do RUNS in two processes of torchrun, and return stdout and stderr of each."""
+    logs = ["--redirects=3", f"--log-dir={folder / 'logs'}"]
+    with start(*TORCHRUN, *logs, "-m", "tests.training.two_processes", str(folder)) as process:
+        try:
+            printed = process.communicate(timeout=200)
+        finally:
+            process.terminate()  # it ends the others
+    assert process.returncode == 0, printed
+    own = [next((folder / "logs").glob(f"*/attempt_0/{rank}")) for rank in RANKS]
+    return [((path / "stdout.log").read_text(), (path / "stderr.log").read_text()) for path in own]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from drift_policy.heads.drift import DriftHeadConfig
 from drift_policy.networks import MlpConfig
 from drift_policy.training.ema import Ema
 from drift_policy.training.parallel import Processes
-from drift_policy.training.schedule import step_generator
+from drift_policy.training.schedule import learning_rate, step_generator
 from drift_policy.training.trainer_config import TrainerConfig
 from drift_policy.training.update import PolicyUpdate
 from tests.helpers.image_policies import tiny_image_policy
@@ -48,7 +48,6 @@ def select(batch: Any, rows: slice) -> Any:
     return batch[rows] if isinstance(batch, Tensor) else {key: select(value, rows) for key, value in batch.items()}
 
 
-@settings(deadline=None)  # building the first optimiser takes longer
 @given(SIZES, SIZES, st.integers(1, 5))
 def test_processes_and_parts_share_a_batch_exactly(size: int, parts: int, share: int) -> None:
     split = {"batch_size": size * parts * share, "gradient_accumulation_steps": parts}
@@ -121,6 +120,37 @@ def test_clipping_limits_the_gradient_but_not_its_report() -> None:
     torch.testing.assert_close(update(0, iter([batch]))["gradient_norm"], metrics["gradient_norm"])
     moments = [state["exp_avg"].norm() for state in update.optimizer.state.values()]
     torch.testing.assert_close(torch.stack(moments).norm(), torch.tensor(0.1 * limit), rtol=1e-3, atol=0)
+
+
+def test_the_schedule_reaches_the_weights() -> None:
+    """With the same gradient, the first step of AdamW is as long as its learning rate."""
+    config = {"learning_rate": 0.01, "weight_decay": 0.0, "warmup_steps": 10}
+    batch, changes = tiny_batch(POLICY, 8), []
+    for step in (0, 50):
+        policy = deepcopy(POLICY)
+        update_of(policy, **config)(step, iter([batch]))
+        changes.append(weights(policy) - weights(POLICY))
+    ratio = learning_rate(50, TrainerConfig(num_steps=100, **config)) / learning_rate(0, TrainerConfig(**config))  # type: ignore[arg-type]  # a mapping
+    assert ratio == pytest.approx(5.0)  # half of the peak, after a tenth of it
+    torch.testing.assert_close(changes[1], ratio * changes[0], rtol=1e-3, atol=1e-6)
+    assert float(changes[0].abs().max()) == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_the_settings_of_the_optimiser_are_those_of_the_trainer() -> None:
+    update = update_of(deepcopy(POLICY), betas=[0.8, 0.95], weight_decay=0.3, learning_rate=0.01)
+    (group,) = update.optimizer.param_groups
+    assert (group["betas"], group["weight_decay"], float(group["lr"])) == ((0.8, 0.95), 0.3, pytest.approx(0.01))
+    update(50, iter([tiny_batch(POLICY, 8)]))
+    assert float(group["lr"]) == pytest.approx(0.005)
+
+
+def test_the_noise_of_an_update_is_that_of_the_seed() -> None:
+    policy = tiny_policy("drift")
+    batch = tiny_batch(policy, 8)
+    for seed in (0, 1):
+        expected, _ = deepcopy(policy).compute_loss(batch, policy.draw(8, step_generator(5, seed)))
+        metrics = update_of(deepcopy(policy), seed=seed)(5, iter([batch]))
+        torch.testing.assert_close(metrics["loss"], expected.detach(), rtol=1e-6, atol=0)
 
 
 def test_gathering_the_average_copies_changed_buffers_and_keeps_averaged_weights(

@@ -48,3 +48,44 @@ def test_the_error_that_chooses_is_that_of_the_policy_s_own_decisions(tmp_path: 
         measured.append(Validation(windows, WINDOWS, CPU).measure(policy))
     assert len({metrics[CHOICE_ERROR] for metrics in measured}) == len(settings)
     assert len({metrics["val/action_mse"] for metrics in measured}) == 1  # of single samples with all of the noise
+
+
+class Knowing:
+    """Draws the demonstrated chunks of some windows, off by 3 and -1 constants in turn, and without noise by 5."""
+
+    def __init__(self, windows: WindowDataset, constant: float, shown: np.ndarray) -> None:
+        batch = windows.batch(shown)
+        self.action, self.obs, self.constant = torch.as_tensor(batch["action"]), batch["obs"]["obs"], constant
+
+    def __call__(self, obs: dict[str, torch.Tensor], number: int, *, noise_scale: float, **_: Any) -> torch.Tensor:
+        assert torch.equal(obs["obs"], torch.as_tensor(self.obs))
+        if noise_scale == 0:
+            return self.action.unsqueeze(1) + 5 * self.constant
+        offsets = torch.tensor([3.0, -1.0]).repeat(number // 2) * noise_scale * self.constant
+        return self.action.unsqueeze(1) + offsets.reshape(1, number, 1, 1)
+
+
+def test_errors_and_spread_are_those_of_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, windows = untrained(tmp_path)
+    constant = 0.1
+    monkeypatch.setattr(policy, "sample_actions", Knowing(windows, constant, np.arange(len(windows))))
+    metrics = Validation(windows, WINDOWS, CPU).measure(policy)
+    ends = policy.normalizer.normalize("action", torch.tensor([[0.0, 0.0], [constant, constant]]))
+    scaled = ends[1] - ends[0]  # the constant in each of the normalised numbers
+    expected = {
+        "val/action_error": constant * 5**0.5,
+        "val/action_mse": 5 * float(scaled.square().mean()),
+        "val/spread": 2 * float(scaled.mean()),
+        "val/typical_mse": 25 * float(scaled.square().mean()),
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+
+
+def test_measured_windows_are_spread_evenly_from_the_first_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, windows = untrained(tmp_path)
+    last = len(windows) - 1
+    monkeypatch.setattr(policy, "sample_actions", Knowing(windows, 0.1, np.array([0, round(last / 2), last])))
+    metrics = Validation(windows, 3, CPU).measure(policy)
+    assert metrics["val/action_error"] == pytest.approx(0.1 * 5**0.5, rel=1e-4)

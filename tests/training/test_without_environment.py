@@ -99,6 +99,21 @@ def test_the_candidates_are_the_policys_or_those_of_the_evaluation() -> None:
         assert open_loop_manifest(policy, result, config)["num_candidates"] == expected
 
 
+def test_the_settings_of_decisions_reach_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, buffer = tiny_policy(observations={"obs": 4}), point_demonstrations(episodes=1)
+    windows = make_windows(robot_task(), buffer, np.ones(1, bool), horizon=6, n_obs_steps=2, n_action_steps=3)
+    original, given = policy.predict_action, list[dict[str, Any]]()
+
+    def recording(obs: Any, **options: Any) -> dict[str, torch.Tensor]:
+        given.append(options)
+        return original(obs, **options)
+
+    monkeypatch.setattr(policy, "predict_action", recording)
+    settings = {"noise_scale": 0.25, "num_candidates": 2, "mirrored": False}
+    measure_open_loop(policy, windows, buffer.episode_ends, EvaluationConfig(n_episodes=1, **settings))
+    assert given and all(options.pop("generator") and options == settings for options in given)
+
+
 def test_the_task_file_says_that_there_is_no_environment(run: Path, tmp_path: Path) -> None:
     (tmp_path / "point.yaml").write_text(
         "name: point\ndataset: {name: point, relative_path: point.zarr}\n"

@@ -1,0 +1,54 @@
+"""Images are drawn from the noise of their number, with the class, scale or time that was asked for."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from image_gen.sampling import FLOW, Sampler
+from tests.helpers.image_models import small_generator
+
+CLASSES = torch.tensor([4, 0, 2, 2, 1])
+Given = tuple[Tensor, Tensor, Any, Tensor]  # noise, classes, scale or time, styles
+
+
+def recording_sampler(**settings: Any) -> tuple[Sampler, list[Given]]:
+    """A sampler of latents, and what its generator is given."""
+    generator, seen = small_generator(), list[Given]()
+    generator.register_forward_pre_hook(lambda _, given: seen.append(given))
+    return Sampler(generator, None, **settings), seen
+
+
+def test_an_image_is_a_function_of_its_number_and_not_of_its_batch() -> None:
+    sampler, seen = recording_sampler()
+    whole = sampler.draw(CLASSES, seed=3)
+    parts = list(sampler.stream(CLASSES, seed=3, batch_size=2))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-5)
+    for position in (0, 1, 3):  # noise, classes and styles
+        assert torch.equal(torch.cat([given[position] for given in seen[1:]]), seen[0][position])
+    assert len(seen[0][0].flatten(1).unique(dim=0)) == len(CLASSES)
+    sampler.draw(CLASSES, seed=4)
+    assert not torch.isin(seen[-1][0], seen[0][0]).any()
+
+
+def test_a_drifting_model_is_given_the_classes_and_the_guidance_scale() -> None:
+    sampler, seen = recording_sampler(cfg_scale=2.5)
+    drawn = sampler.draw(CLASSES, seed=0)
+    ((noise, class_ids, cfg_scale, styles),) = seen
+    assert torch.equal(class_ids, CLASSES) and cfg_scale == 2.5
+    with torch.inference_mode():
+        assert torch.equal(drawn, sampler.generator(noise, CLASSES, 2.5, styles))
+        assert not torch.equal(drawn, sampler.generator(noise, CLASSES, 1.0, styles))
+
+
+def test_a_flow_model_is_given_the_classes_and_the_time() -> None:
+    sampler, seen = recording_sampler(method=FLOW, flow_steps=4)
+    drawn = sampler.draw(CLASSES, seed=0)
+    assert [float(time) for _, _, time, _ in seen] == pytest.approx([0, 250, 500, 750])
+    assert all(torch.equal(class_ids, CLASSES) for _, class_ids, _, _ in seen)
+    assert all(torch.equal(styles, seen[0][3]) for *_, styles in seen)
+    with torch.inference_mode():
+        velocities = [sampler.generator(*given) for given in list(seen)]
+    torch.testing.assert_close(drawn, seen[0][0] + sum(velocities) / 4)
