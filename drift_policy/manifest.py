@@ -5,6 +5,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +32,16 @@ _PACKAGES = (
     "diffusers",
 )
 
+# Module -> package of the simulators, whose releases decide what an episode scores.
+_SIMULATORS = {
+    "gym_pusht": "gym-pusht",
+    "pymunk": "pymunk",
+    "mujoco": "mujoco",
+    "gymnasium_robotics": "gymnasium-robotics",
+    "robosuite": "robosuite",
+    "pybullet": "pybullet",
+}
+
 
 def describe_run(script: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Return command, commit, date, machine and versions of the running program.
@@ -44,8 +55,17 @@ def describe_run(script: str, overrides: Sequence[str]) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
-        "versions": {"drift-policy": drift_policy.__version__, "python": platform.python_version(), **_versions()},
+        "versions": {
+            "drift-policy": drift_policy.__version__,
+            "python": platform.python_version(),
+            **_versions(_PACKAGES),
+        },
     }
+
+
+def simulator_versions() -> dict[str, str]:
+    """Return package -> version of the simulators that are loaded: of the environment, once that was made."""
+    return _versions([package for module, package in _SIMULATORS.items() if module in sys.modules])
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -93,9 +113,9 @@ def _cpu_name() -> str:
     return names[0] if names else platform.processor()
 
 
-def _versions() -> dict[str, str]:
+def _versions(packages: Sequence[str]) -> dict[str, str]:
     versions = {}
-    for package in _PACKAGES:
+    for package in packages:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

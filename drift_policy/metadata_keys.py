@@ -3,4 +3,5 @@
 ACTION_SPACE = "action_space"  # what the action numbers mean
 CONTROL_RATE = "control_hz"  # steps a second of the demonstrations, or null
 ENVIRONMENT_MADE = "environment_made"  # id and arguments of the environment, or null without one
+SIMULATORS = "simulators"  # package -> version of what simulated the environment
 TRAINED_EPISODES = "trained_episodes"  # hashes of the episodes trained on, for tasks without an environment

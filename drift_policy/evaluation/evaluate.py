@@ -20,8 +20,8 @@ from drift_policy.evaluation.offline import evaluate_offline, open_loop_manifest
 from drift_policy.evaluation.open_loop import OpenLoopResult
 from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout
 from drift_policy.evaluation.video import film_rollouts
-from drift_policy.manifest import describe_run, write_json
-from drift_policy.metadata_keys import ACTION_SPACE, ENVIRONMENT_MADE
+from drift_policy.manifest import describe_run, simulator_versions, write_json
+from drift_policy.metadata_keys import ACTION_SPACE, ENVIRONMENT_MADE, SIMULATORS
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
 from drift_policy.serialization import MODEL_FILE, load_policy, resolve_checkpoint
@@ -93,6 +93,7 @@ def evaluate(
     if config.video_episodes:
         check_rendering(env)
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
+    _say_other_simulators(policy, console)
     facts["evaluation"] = evaluation_manifest(policy, env, result, config.evaluation)
     write_json(output / "manifest.json", facts)
     if config.video_episodes:
@@ -119,6 +120,19 @@ def _said(policy: Policy) -> dict[str, Any]:
     if not isinstance(said, dict):
         raise CheckpointError(f"metadata.environment of the checkpoint must be an object, but is {said!r:.50}.")
     return said
+
+
+def _say_other_simulators(policy: Policy, console: Console) -> None:
+    """Say that scores may differ from those of the training, if its environment ran on other releases."""
+    trained = policy.metadata.get(SIMULATORS)  # older checkpoints do not say
+    known = trained if isinstance(trained, dict) else {}
+    for package, version in simulator_versions().items():
+        if known.get(package, version) != version:
+            console.print(
+                f"note     {package} is {version} here and was {known[package]!s:.20} when the policy was trained: its "
+                "scores may differ",
+                highlight=False,
+            )
 
 
 def evaluate_checkpoint(policy: Policy, env: EnvConfig, config: EvaluationConfig, console: Console) -> RolloutResult:

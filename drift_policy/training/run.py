@@ -25,8 +25,14 @@ from drift_policy.evaluation.evaluate import (
 )
 from drift_policy.evaluation.offline import evaluate_offline, open_loop_manifest
 from drift_policy.evaluation.rollout import EvaluationConfig, rollout
-from drift_policy.manifest import describe_run, write_json
-from drift_policy.metadata_keys import ACTION_SPACE, CONTROL_RATE, ENVIRONMENT_MADE, TRAINED_EPISODES
+from drift_policy.manifest import describe_run, simulator_versions, write_json
+from drift_policy.metadata_keys import (
+    ACTION_SPACE,
+    CONTROL_RATE,
+    ENVIRONMENT_MADE,
+    SIMULATORS,
+    TRAINED_EPISODES,
+)
 from drift_policy.mirror import fit_mirror
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy, build_policy
@@ -254,6 +260,7 @@ def build_policy_and_data(
         ACTION_SPACE: config.task.action_space,
         CONTROL_RATE: control_rate(config.task, demonstrations),
         ENVIRONMENT_MADE: config.task.env.made_as() if config.task.env else None,
+        SIMULATORS: simulator_versions() if config.task.env else {},
         "data": demonstrations.describe(config.task.dataset.name),
         "environment": demonstrations.environment,
     }

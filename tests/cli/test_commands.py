@@ -44,6 +44,8 @@ def test_training_writes_the_run(trained: Path) -> None:
     assert manifest["evaluation"]["num_candidates"] == manifest["policy"]["num_candidates"]
     scores = [row["score"] for row in manifest["training"]["rollouts"]]
     assert max(scores) == manifest["training"]["checkpoints"][0]["score"]
+    metadata = json.loads((trained / "checkpoints" / "last" / "config.json").read_text())["metadata"]
+    assert metadata["simulators"] == {name: manifest["versions"][name] for name in ("gym-pusht", "pymunk")}
     for name in ("metrics.csv", "curves.png", "action_fan.png", "config.yaml", "checkpoints/last/training.json"):
         assert (trained / name).is_file()
 

@@ -1,5 +1,6 @@
 """A checkpoint is scored in the environment and with the actions that it was trained for, or not at all."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.evaluation import evaluate as evaluate_module
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.evaluation.rollout import EvaluationConfig, RolloutResult
 from drift_policy.policy import Policy
@@ -30,12 +32,12 @@ env: {id: '%s', max_steps: 10}
 def score(tmp_path: Path) -> Callable[..., RolloutResult]:
     (tmp_path / "point.yaml").write_text(TASK_FILE % ID)
 
-    def run(metadata: dict[str, Any], task: TaskConfig | None = None) -> RolloutResult:
+    def run(metadata: dict[str, Any], task: TaskConfig | None = None, console: Console = QUIET) -> RolloutResult:
         policy: Policy = tiny_policy(observations={"obs": 4})
         policy.metadata.update({"task": "point", **metadata})
         policy.save_pretrained(tmp_path / "policy")
         config = EvalConfig(str(tmp_path / "policy"), EvaluationConfig(n_episodes=2), task)
-        result = evaluate(config, tmp_path, [], QUIET)
+        result = evaluate(config, tmp_path, [], console)
         assert isinstance(result, RolloutResult)
         return result
 
@@ -53,6 +55,27 @@ def test_another_environment_than_that_of_the_training_is_refused(score: Callabl
     with pytest.raises(CheckpointError, match=r"trained for the environment .*'action_mode'.* Give task=point"):
         score({"environment_made": made})
     assert len(score({"environment_made": made}, point_task()).episodes) == 2  # asked for by name
+
+
+@pytest.mark.parametrize(
+    ("trained", "noted"),
+    [
+        ({"mujoco": "3.2.0", "pymunk": "6.0"}, True),
+        ({"mujoco": "3.3.1"}, False),
+        ({}, False),
+        (None, False),
+        (3, False),
+    ],
+)
+def test_another_release_of_the_simulator_is_noted(
+    score: Callable[..., RolloutResult], monkeypatch: pytest.MonkeyPatch, trained: Any, noted: bool
+) -> None:
+    monkeypatch.setattr(evaluate_module, "simulator_versions", lambda: {"mujoco": "3.3.1"})
+    console = Console(record=True, width=200, file=io.StringIO())
+    score({} if trained is None else {"simulators": trained}, console=console)
+    text = console.export_text()
+    assert ("mujoco is 3.3.1 here and was 3.2.0 when the policy was trained" in text) == noted
+    assert "pymunk" not in text and ("scores may differ" in text) == noted
 
 
 @pytest.mark.parametrize("task", [None, point_task()])
