@@ -28,19 +28,6 @@ TRAINING, EVALUATION, TOY = "train_policy.py", "eval_policy.py", "-m benchmarks.
 # Where and how fast a training computes. Another machine rounds otherwise and draws another dropout, as a seed does.
 MACHINE = ("device", "trainer.compile", "trainer.data_placement", "trainer.num_workers", "trainer.num_threads")
 _SOURCES = ("data_path", "plugins")
-# What a task says of policies: defaults of settings that are compared themselves.
-_OF_THE_POLICY = tuple(
-    f"task.{name}"
-    for name in (
-        "noise_scale",
-        "num_candidates",
-        "mirrored",
-        "kernel",
-        "affinity_floor",
-        "samples_per_observation",
-        "dropout",
-    )
-)
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -76,7 +63,7 @@ def _changes_of_a_training(manifest: Mapping[str, Any], arguments: Sequence[str]
     protocol = config.evaluation if env is None else config.evaluation.for_task(env.max_steps)
     return [
         # It goes by another name where another question asks for it.
-        *(name for name in changed if name not in ("name", *MACHINE, *_OF_THE_POLICY)),
+        *(name for name in changed if name not in ("name", *MACHINE)),
         *_changes_of_a_policy(manifest, config.policy),
         *_changes_of_a_protocol(manifest, protocol),
     ]

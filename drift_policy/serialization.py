@@ -47,8 +47,9 @@ def load_policy(path: str | Path, device: str | torch.device = "cpu") -> "Policy
 
     Args:
         path: a checkpoint folder (config.json and model.safetensors), a run folder (its best checkpoint by
-            rollout score or, without an environment, by held-out action error; the last one if none was scored), or
-            "hf://owner/name" on the Hugging Face Hub, with "@revision" behind it for one branch, tag or commit.
+            rollout score or, without an environment, by the error of held-out decisions; the last one if none was
+            scored), or "hf://owner/name" on the Hugging Face Hub, with "@revision" behind it for one branch, tag or
+            commit.
         device: where to put it.
 
     Raises:

@@ -95,6 +95,18 @@ class EnvConfig:
         return {"id": self.id, "kwargs": self.kwargs}
 
 
+# Fields of a task that are defaults of settings of its policies.
+POLICY_DEFAULTS = (
+    "noise_scale",
+    "num_candidates",
+    "dropout",
+    "mirrored",
+    "samples_per_observation",
+    "kernel",
+    "affinity_floor",
+)
+
+
 @dataclass
 class TaskConfig:
     """Everything that is particular to a task."""

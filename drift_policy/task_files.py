@@ -67,9 +67,9 @@ def hydra_in(folder: Path) -> Iterator[None]:
 
 
 def further_task_folders() -> list[Path]:
-    """Return the folders of task files that the running program was given with hydra.searchpath or --config-dir."""
+    """Return the folders of task files that the running program was given with hydra.searchpath."""
     sources = HydraConfig.get().runtime.config_sources
-    given = [Path(source.path) / "task" for source in sources if source.provider.endswith("command-line")]
+    given = [Path(source.path) / "task" for source in sources if source.provider == f"{_SEARCH_PATH} in command-line"]
     return [folder for folder in given if folder.is_dir()]
 
 

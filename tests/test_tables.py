@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -87,3 +88,9 @@ def test_costs_in_hours_follow_from_flops_and_measured_steps(tmp_path: Path) -> 
         "| ablation | 7,200 | 2,000 + 3,000 | 4.0 | 75% | 20 | 80 | 2.1 |",
         "| MAE latent_256 | 720,000 | 8 | 1.0 | 0% | 500 | 2,000 |  |",
     ]
+
+
+def test_results_name_no_folders_of_the_machine_that_made_them() -> None:
+    absolute = re.compile(r"[=\"' ]/[A-Za-z_][\w.]*/")
+    named = [str(file) for file in tables.RESULTS.rglob("*.json") if absolute.search(file.read_text())]
+    assert not named, "write paths of commands relative to the checkout"

@@ -91,6 +91,7 @@ def evaluate(
         )
     env = env_of_checkpoint(policy, task.env)
     if config.video_episodes:
+        make_env_factory(env, env.max_steps)().close()  # what it lacks itself is no fault of rendering
         check_rendering(env)
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     _say_other_simulators(policy, console)

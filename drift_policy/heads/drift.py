@@ -52,8 +52,9 @@ class DriftHeadConfig:
             self.kernel in ("affinity", "energy"),
             f"head.kernel must be 'affinity' or 'energy', but is {self.kernel!r}.",
         )
+        learns_from_one = self.kernel == "affinity" and (self.affinity_floor > 0 or self.regression_weight > 0)
         require(
-            self.samples_per_observation > 1 or (self.kernel == "affinity" and self.affinity_floor > 0),
+            self.samples_per_observation > 1 or learns_from_one,
             "head.samples_per_observation must be at least 2: samples repel each other, and a single one would learn "
             "nothing. To regress on one, take policy=regression (or head.kernel=affinity head.affinity_floor=1e-6).",
         )

@@ -1,6 +1,7 @@
 """Checkpoints of a run: the last one with everything a bit-exact resume needs, and the best ones.
 
-The best are those with the highest score of rollouts or, without an environment, the lowest held-out action error.
+The best are those with the highest score of rollouts or, without an environment, the lowest error of the actions that
+the policy would execute in held-out episodes.
 
 Folders below <run>/checkpoints/:
     last/             config.json, model.safetensors (EMA weights), training.safetensors, training.json
@@ -48,6 +49,7 @@ class PolicyTrainingState(TrainingState):
     """With the checkpoints that are kept."""
 
     best: list[ScoredCheckpoint] = field(default_factory=list)  # best first
+    scores: str = ""  # the metric that their scores are; empty in older checkpoints
 
 
 class CheckpointStore:

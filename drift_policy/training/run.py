@@ -64,7 +64,7 @@ from drift_policy.training.run_folder import (
     record_settings,
     resume_command,
 )
-from drift_policy.training.tracking import finished, last_rollouts, logged_rollouts, make_trackers
+from drift_policy.training.tracking import finished, logged_rollouts, make_trackers, summary_of
 from drift_policy.training.trainer import Evaluate, Trainer, TrainingData
 
 
@@ -166,9 +166,9 @@ def _conclude(
     say = partial(console.print, highlight=False)
     facts["training"]["rollouts"] = rollouts = logged_rollouts(run_dir / "metrics.csv")
     if rollouts:  # the best one alone would flatter a training that scatters
-        facts["training"]["last_rollouts"] = last = last_rollouts(rollouts)
-        found = f"{last['mean_score']:.3f} on average and {last['max_score']:.3f} at best"
-        say(f"rollouts score {found} over the last {last['count']} of {len(rollouts)}")
+        facts["training"]["rollout_summary"] = summary = summary_of(rollouts)
+        found = f"{summary['max_score']:.3f} at best, {summary['mean_score_of_last']:.3f} on average"
+        say(f"rollouts score {found} over the last {summary['last']} of {len(rollouts)}")
     policy = load_policy(run_dir, trainer.policy.device)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", f"{config.task.name}/{config.name}")
     if env is not None:

@@ -11,10 +11,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from drift_policy.config import with_defaults
+from drift_policy.device import choose_device
 from drift_policy.errors import CheckpointError
 from drift_policy.manifest import write_json
 from drift_policy.policy_config import IMAGE_SETTINGS, with_policy_defaults
-from drift_policy.task import TaskConfig
+from drift_policy.task import POLICY_DEFAULTS, TaskConfig
 from drift_policy.training.config import RolloutConfig, TrainConfig
 from drift_policy.training.folder_guard import differing_settings, refuse_changes
 from drift_policy.training.parallel import launch_command
@@ -48,6 +49,8 @@ _FREE_PARTS = (
     "rollout.n_envs",
     "rollout.asynchronous",
 )
+# Of a task: what it says of policies, whose own settings are compared, and how its data can be had, whose hash is.
+_WITHOUT_EFFECT = tuple(f"task.{name}" for name in (*POLICY_DEFAULTS, "dataset.hint", "dataset.url"))
 
 
 def course_of_a_run(config: TrainConfig) -> dict[str, Any]:
@@ -81,9 +84,9 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _is_same_kind(device: str, other: str) -> bool:
-    """Whether two devices may be of one kind, as cuda and cuda:1 are; "auto" may be any."""
-    kinds = {name.partition(":")[0] for name in (device, other)}
-    return "auto" in kinds or len(kinds) == 1
+    """Whether two devices are of one kind, as cuda and cuda:1 are; "auto" is what it finds on this machine."""
+    kinds = {choose_device(name).type if name == "auto" else name.partition(":")[0] for name in (device, other)}
+    return len(kinds) == 1
 
 
 def record_part(run_dir: Path, started: Mapping[str, Any], from_step: int) -> list[dict[str, Any]]:
@@ -121,14 +124,15 @@ def resume_command(overrides: Sequence[str]) -> str:
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the names of the settings that two runs do not share.
+    """Return the names of the settings that two runs do not share, but for those of a task that have no effect.
 
     Args:
         before: `course_of_a_run` as it was stored, perhaps by an older release: a setting that is younger was at its
             default then, since every new setting's default is what was done before.
         now: `course_of_a_run` of today.
     """
-    return differing_settings(_completed(before), _completed(OmegaConf.to_container(OmegaConf.create(dict(now)))))
+    changed = differing_settings(_completed(before), _completed(OmegaConf.to_container(OmegaConf.create(dict(now)))))
+    return [name for name in changed if name not in _WITHOUT_EFFECT]
 
 
 def _completed(settings: Any) -> dict[str, Any]:

@@ -177,8 +177,8 @@ def logged_rollouts(metrics_csv: Path) -> list[dict[str, float]]:
     ]
 
 
-def last_rollouts(rollouts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return what Diffusion Policy reports of a run: the best and the mean score of its last ten checkpoints.
+def summary_of(rollouts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what Diffusion Policy reports of a run: its best score, and the mean of its last ten checkpoints.
 
     Comparable with the published numbers if the rollouts are on the test starts; docs/table7.md has the command.
 
@@ -186,13 +186,12 @@ def last_rollouts(rollouts: Sequence[Mapping[str, float]]) -> dict[str, float]:
         rollouts: of `logged_rollouts`, at least one.
     """
     last = rollouts[-_LAST_ROLLOUTS:]
-    scores, successes = [row["score"] for row in last], [row["success"] for row in last]
     return {
-        "count": len(last),
-        "max_score": max(scores),
-        "mean_score": mean(scores),
-        "max_success": max(successes),
-        "mean_success": mean(successes),
+        "max_score": max(row["score"] for row in rollouts),
+        "max_success": max(row["success"] for row in rollouts),
+        "last": len(last),
+        "mean_score_of_last": mean(row["score"] for row in last),
+        "mean_success_of_last": mean(row["success"] for row in last),
     }
 
 

@@ -50,7 +50,7 @@ class Trainer(SteppedTraining):
         store: where checkpoints go.
         display: what the user sees.
         evaluate: rolls the averaged policy out, or None to train without rollouts.
-        choose_by_error: keep the checkpoints with the lowest held-out action error; for tasks without an environment.
+        choose_by_error: without an environment: keep the checkpoints with the lowest error of held-out decisions.
         seed: of the data order and of the random numbers of every step; seed PyTorch yourself for the first weights.
         processes: who trains together; None is this process alone.
         resume: continue from the last checkpoint.
@@ -94,6 +94,7 @@ class Trainer(SteppedTraining):
         if resume:  # before the weights may be split over processes
             self.state, moments = store.load_last(self.ema.policy, policy)
             self.ema.num_updates = self.state.ema_updates
+        self._use_scores(CHOICE_ERROR if choose_by_error else ROLLOUT_SCORE)
         self._update = PolicyUpdate(policy, self.ema, config, processes, seed)
         if moments:
             restore_moments(policy, self._update.optimizer, moments)
@@ -105,7 +106,9 @@ class Trainer(SteppedTraining):
             memory_mapped=data.memory_mapped,
         )
         self._validation = (
-            Validation(data.validation, config.validation_windows, policy.device) if data.validation else None
+            Validation(data.validation, config.validation_windows, policy.device, choose_by_error)
+            if data.validation
+            else None
         )
         self._waited_s = 0.0
 
@@ -155,6 +158,15 @@ class Trainer(SteppedTraining):
             if batch is None:
                 return
             yield batch
+
+    def _use_scores(self, metric: str) -> None:
+        """Say what scores are from now on; errors of older releases were of another measure and are not compared."""
+        if metric == CHOICE_ERROR and self.state.best and self.state.scores != metric:
+            self._display.message(
+                f"Checkpoints are chosen by {metric} now: the best so far stay, but are not compared."
+            )
+            self.state.best = []
+        self.state.scores = metric
 
     def _validate(self) -> None:
         if self._validation is None:

@@ -49,7 +49,7 @@ class TrainerConfig:
     validate_every: int = 500  # steps between measurements of the held-out action error
     rollout_every: int = 3000  # steps between rollouts; 0 is never
     checkpoint_every: int = 1000  # steps between saves of the `last` checkpoint
-    keep_best: int = 3  # checkpoints kept by rollout score, or by held-out action error without environment
+    keep_best: int = 3  # checkpoints kept by rollout score, or by the error of held-out decisions without environment
 
     def __post_init__(self) -> None:
         positive = ("num_steps", "batch_size", "gradient_accumulation_steps", "num_workers", "validation_windows")

@@ -12,6 +12,7 @@ from drift_policy.training.batches import to_device
 
 CHOICE_ERROR = "val/executed_mse"  # what checkpoints are chosen by where there is no environment
 _SAMPLES = 4
+_AT_ONCE = 32  # decisions in a batch, each of which may draw many candidates
 
 
 class Validation:
@@ -21,12 +22,14 @@ class Validation:
         windows: the held-out windows.
         limit: how many of them to use at most.
         device: of the policy.
+        decides: whether to measure the policy's own decisions, `CHOICE_ERROR`.
     """
 
-    def __init__(self, windows: WindowDataset, limit: int, device: torch.device) -> None:
+    def __init__(self, windows: WindowDataset, limit: int, device: torch.device, decides: bool = False) -> None:
         count = min(limit, len(windows))
         batch = windows.batch(np.linspace(0, len(windows) - 1, count).round().astype(np.int64))
         self._batch = to_device(batch, device)
+        self._decides = decides
 
     @torch.inference_mode()
     def measure(self, policy: Policy) -> dict[str, float]:
@@ -34,8 +37,8 @@ class Validation:
 
         "val/action_mse" is the error of single samples, "val/typical_mse" that of the chunk without noise,
         "val/spread" the standard deviation between the samples of an observation, "val/action_error" the
-        root mean squared error of samples in the units of the demonstrations, "val/executed_mse" the error of the
-        steps that a decision executes, with the policy's own noise scale and candidates.
+        root mean squared error of samples in the units of the demonstrations. "val/executed_mse", if asked for, is the
+        error of the steps that a decision executes, with the policy's own noise scale and candidates.
         """
         action = self._batch[ACTION]
         # Its own generator: measuring must not change the course of the training.
@@ -48,7 +51,13 @@ class Validation:
         if policy.num_evaluations == 1:
             typical = policy.sample_actions(self._batch["obs"], 1, generator=generator, noise_scale=0.0)
             metrics["val/typical_mse"] = (normalize(ACTION, typical) - target).square().mean()
-        decided = policy.predict_action(self._batch["obs"], generator=generator)["action"]
-        demonstrated = executed_steps(target.squeeze(1), policy.n_obs_steps, policy.n_action_steps)
-        metrics["val/executed_mse"] = (normalize(ACTION, decided) - demonstrated).square().mean()
+        if self._decides:
+            decided = normalize(ACTION, self._decisions(policy, generator))
+            demonstrated = executed_steps(target.squeeze(1), policy.n_obs_steps, policy.n_action_steps)
+            metrics[CHOICE_ERROR] = (decided - demonstrated).square().mean()
         return {name: float(value) for name, value in metrics.items()}
+
+    def _decisions(self, policy: Policy, generator: torch.Generator) -> torch.Tensor:
+        parts = zip(*(value.split(_AT_ONCE) for value in self._batch["obs"].values()), strict=True)
+        observations = (dict(zip(self._batch["obs"], part, strict=True)) for part in parts)
+        return torch.cat([policy.predict_action(part, generator=generator)["action"] for part in observations])

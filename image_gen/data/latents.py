@@ -128,8 +128,8 @@ class CachedLatents(Dataset[tuple[Tensor, int]]):
         self.flip = self.index.flip if flip is None else flip
         require(
             self.index.flip or not self.flip,
-            f"dataset.flip=true, but the cache {folder} has no latents of mirrored images: leave it out, or make a "
-            "cache with flip=true.",
+            f"dataset.flip=true, but the cache {folder} has no latents of mirrored images: set dataset.flip=null, "
+            "or make a cache with flip=true.",
         )
         self.epoch = 0
         self._latents: list[Tensor] = []

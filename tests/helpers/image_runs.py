@@ -1,11 +1,13 @@
 """What tests of image trainings share: tiny trainings in this process, and comparing what they left."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from image_gen.data.latents import CacheIndex, shard_path
 from image_gen.training.bare import PlainDisplay
 from image_gen.training.config import GeneratorTrainConfig
 from image_gen.training.run import Surroundings, train_generator
@@ -49,3 +51,31 @@ def largest_difference(run: Path, other: Path, leaving_out: str = "no name") -> 
     assert one.keys() == two.keys()
     names = [name for name in one if not name.startswith(leaving_out)]
     return max(float((one[name].double() - two[name].double()).abs().max()) for name in names)
+
+
+def mae_of(run: Path) -> Path:
+    """The autoencoder that was trained before a run."""
+    return run.parent / "mae_digits_tiny_seed0"
+
+
+def latent_cache(folder: Path, **changes: Any) -> None:
+    """Write random numbers as a cache of taef2's latents."""
+    settings: dict[str, Any] = {
+        "dataset": "imagenette224",
+        "split": "train",
+        "num_images": 24,
+        "class_names": ["a", "b", "c"],
+        "image_size": 64,
+        "tokenizer": "taef2",
+        "tokenizer_weights": None,
+        "latent_shape": [32, 8, 8],
+        "flip": False,
+        "shard_size": 24,
+        "dtype": "float32",
+        "seed": 0,
+    }
+    index = CacheIndex(**(settings | changes))
+    folder.mkdir()
+    index.write(folder)
+    latents = torch.randn(24, 1, *index.latent_shape, generator=torch.Generator().manual_seed(0))
+    save_file({"latents": latents, "labels": torch.arange(24) % 3}, shard_path(folder, 0))

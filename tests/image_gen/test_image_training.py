@@ -1,8 +1,8 @@
+"""Image trainings: what a run leaves, what reaches its weights, and what is refused."""
+
 import csv
 import json
-import os
 import re
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 from torch.utils.checkpoint import checkpoint
 
 from drift_policy.drift import drift_loss
@@ -19,7 +18,6 @@ from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.training.folder_guard import claimed_folder
 from image_gen import load_generator, load_mae
 from image_gen.data.cache_latents import CacheConfig, cache_latents
-from image_gen.data.latents import CacheIndex, shard_path
 from image_gen.models import DiT, mae_encoder
 from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
@@ -33,10 +31,10 @@ from image_gen.training.samples import open_samples
 from image_gen.training.schedule import classification_weight, learning_rate, row_generator
 from tests.helpers.image_configs import generator_config, mae_config
 from tests.helpers.image_runs import (
-    STATE,
     largest_difference,
+    latent_cache,
+    mae_of,
     quiet_surroundings,
-    tensors_of,
     tiny_generator,
     train_tiny,
 )
@@ -47,11 +45,6 @@ from tests.helpers.programs import run as run_program
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of six steps."""
     return train_tiny(tmp_path_factory.mktemp("whole"))
-
-
-def mae_of(run: Path) -> Path:
-    """The autoencoder that was trained before a run."""
-    return run.parent / "mae_digits_tiny_seed0"
 
 
 def test_a_run_leaves_what_it_says(whole: Path) -> None:
@@ -98,70 +91,6 @@ def test_folders_of_running_trainings_are_refused(tmp_path: Path) -> None:
     ):
         train_generator(config, quiet_surroundings())
     train_generator(replace(config, feature=replace(config.feature, encoder="none")), quiet_surroundings())
-
-
-def test_moved_data_and_settings_of_older_releases_can_be_resumed(tmp_path: Path) -> None:
-    latent_cache(tmp_path / "cache")
-    own = ["dataset=imagenette224", "dataset.num_workers=0", "feature.encoder=none"]
-    train_tiny(tmp_path, *own, f"dataset.latents={tmp_path / 'cache'}", "trainer.num_steps=1")
-    (tmp_path / "cache").rename(tmp_path / "moved")
-    moved = [*own, f"dataset.latents={tmp_path / 'moved'}", "dataset.tokenizer_weights=elsewhere", "resume=true"]
-    path = tmp_path / "imagenette224/run/settings.json"
-    settings = json.loads(path.read_text())
-    del settings["feature"]["activation_checkpointing"], settings["drift"]["affinity_floor"]
-    settings["dataset"]["flip"] = False  # today's null
-    del settings["data"]["mirrored"]
-    path.write_text(json.dumps(settings))
-    run = train_tiny(tmp_path, *moved, "trainer.num_steps=2")
-    assert json.loads((run / "manifest.json").read_text())["training"]["steps"] == 2
-    latent_cache(tmp_path / "other", seed=1)
-    with pytest.raises(ConfigurationError, match=r"other values of data\.seed\."):
-        train_tiny(tmp_path, *moved, f"dataset.latents={tmp_path / 'other'}")
-    with pytest.raises(ConfigurationError, match=r"other values of drift\.affinity_floor\."):
-        train_tiny(tmp_path, *moved, "drift.affinity_floor=0.0")
-
-
-@pytest.mark.parametrize("limit", ["512", "0"], ids=["queues saved", "queues filled again"])
-def test_stopped_and_resumed_runs_end_as_whole_ones(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, limit: str
-) -> None:
-    # The last 160 samples hold at least as many of each class as its queue.
-    setting = [f"drift.bank.save_limit_mb={limit}", *(["drift.bank.fill_steps=20"] if limit == "0" else [])]
-    compared = whole if limit == "512" else train_tiny(tmp_path / "whole", *setting)
-    original = loop_module.learning_rate
-
-    def interrupting(step: int, config: object) -> float:
-        if step == 4:  # the autoencoder before has three steps
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(step, config)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop_module, "learning_rate", interrupting)
-    with pytest.raises(UserError, match="Stopped at step 5"):
-        train_tiny(tmp_path, *setting)
-    monkeypatch.undo()
-    torch.manual_seed(1234)  # the resumed process starts from another random state
-    parts = train_tiny(tmp_path, *setting, "resume=true")
-    assert ("bank.by_class.samples" in tensors_of(parts)) == (limit == "512")
-    assert largest_difference(parts, compared) == 0
-
-
-def test_resume_auto_goes_on_where_the_autoencoder_was_stopped_too(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original = loop_module.learning_rate
-    stops = [1, 4]  # steps of the autoencoder, which has three, and of the generator
-
-    def interrupting(step: int, config: object) -> float:
-        if step in stops:
-            stops.remove(step)
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(step, config)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop_module, "learning_rate", interrupting)
-    for stopped_at in (2, 5):
-        with pytest.raises(UserError, match=rf"Stopped at step {stopped_at}; .*resume=auto"):
-            train_tiny(tmp_path, "resume=auto")
-    assert largest_difference(train_tiny(tmp_path, "resume=auto"), whole) == 0
 
 
 def test_every_part_of_the_objective_reaches_the_weights(tmp_path: Path, whole: Path) -> None:
@@ -240,29 +169,6 @@ ABSENT = (
     "accelerate",
 )
 BARE = "import sys; sys.modules.update(dict.fromkeys({absent!r})); from image_gen.training.bare import main; main()"
-
-
-def latent_cache(folder: Path, **changes: Any) -> None:
-    """Write random numbers as a cache of taef2's latents."""
-    settings: dict[str, Any] = {
-        "dataset": "imagenette224",
-        "split": "train",
-        "num_images": 24,
-        "class_names": ["a", "b", "c"],
-        "image_size": 64,
-        "tokenizer": "taef2",
-        "tokenizer_weights": None,
-        "latent_shape": [32, 8, 8],
-        "flip": False,
-        "shard_size": 24,
-        "dtype": "float32",
-        "seed": 0,
-    }
-    index = CacheIndex(**(settings | changes))
-    folder.mkdir()
-    index.write(folder)
-    latents = torch.randn(24, 1, *index.latent_shape, generator=torch.Generator().manual_seed(0))
-    save_file({"latents": latents, "labels": torch.arange(24) % 3}, shard_path(folder, 0))
 
 
 def test_cached_latents_train_where_only_torch_is(tmp_path: Path) -> None:
@@ -345,23 +251,6 @@ def test_latents_are_not_kept_as_bytes(tmp_path: Path) -> None:
         train_tiny(tmp_path, *own, "drift.bank.storage=uint8")
 
 
-def test_a_constant_decay_of_the_average_resumes_too(tmp_path: Path, whole: Path) -> None:
-    own = [f"feature.mae={mae_of(whole)}", "trainer.ema_warmup=false"]
-    compared = train_tiny(tmp_path / "whole", *own)
-    train_tiny(tmp_path, *own, "trainer.num_steps=3")
-    assert largest_difference(train_tiny(tmp_path, *own, "resume=true"), compared) == 0
-    assert largest_difference(compared, whole, leaving_out="ema.") == 0 < largest_difference(compared, whole)
-    with pytest.raises(ConfigurationError, match=r"other values of trainer\.ema_warmup\."):
-        train_tiny(tmp_path, own[0], "resume=true")
-
-
-def test_where_queues_lie_and_what_is_saved_may_change_at_a_resume(tmp_path: Path, whole: Path) -> None:
-    first = ["trainer.num_steps=3", "feature.mae_training.trainer.checkpoint_every=2"]
-    train_tiny(tmp_path, *first)
-    changed = ["drift.bank.device=cpu", "drift.bank.save_limit_mb=100", "trainer.checkpoint_every=2"]
-    assert largest_difference(train_tiny(tmp_path, *changed, "resume=true"), whole) == 0
-
-
 def test_compilation_reaches_the_network_and_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[object] = []
 
@@ -438,15 +327,6 @@ def test_wrong_folders_and_settings_are_refused(tmp_path: Path, whole: Path) -> 
         train_tiny(tmp_path, "feature.mae=nowhere", "name=other")
     with pytest.raises(ConfigurationError, match="convnext takes colour images"):
         train_tiny(tmp_path, "feature.convnext=x", "name=colour")
-
-
-def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
-    run = train_tiny(tmp_path, "trainer.num_steps=1")
-    tensors = load_file(run / STATE)
-    tensors.pop(next(name for name in tensors if name.startswith("optimizer.")))
-    save_file(tensors, run / STATE)
-    with pytest.raises(CheckpointError, match="cannot be resumed"):
-        train_tiny(tmp_path, "trainer.num_steps=2", "resume=true")
 
 
 def test_learning_rate_and_classifier_follow_the_paper() -> None:

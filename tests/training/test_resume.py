@@ -132,10 +132,19 @@ def test_a_run_goes_on_elsewhere_with_the_settings_that_do_not_change_its_course
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "is_free"),
-    [("cuda", "cuda:1", True), ("auto", "cuda:1", True), ("cpu", "auto", True), ("cpu", "cuda", False)],
+    ("before", "now", "has_gpu", "is_free"),
+    [
+        ("cuda", "cuda:1", False, True),
+        ("auto", "cuda:1", True, True),
+        ("cpu", "auto", False, True),
+        ("cpu", "auto", True, False),
+        ("cpu", "cuda", True, False),
+    ],
 )
-def test_a_run_stays_on_its_kind_of_device(tmp_path: Path, before: str, now: str, is_free: bool) -> None:
+def test_a_run_stays_on_its_kind_of_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, now: str, has_gpu: bool, is_free: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     config = point_training(tmp_path)
     record_settings(tmp_path, course_of_a_run(replace(config, device=before)))
     settings = course_of_a_run(replace(config, device=now))
@@ -144,6 +153,17 @@ def test_a_run_stays_on_its_kind_of_device(tmp_path: Path, before: str, now: str
     else:
         with pytest.raises(ConfigurationError, match="started with other values of device"):
             check_settings(tmp_path, settings)
+
+
+def test_what_a_task_says_of_policies_and_where_its_data_are_may_change(tmp_path: Path) -> None:
+    config = point_training(tmp_path)
+    record_settings(tmp_path, course_of_a_run(config))
+    dataset = replace(config.task.dataset, hint="elsewhere", url="https://example.org/point.zip")
+    check_settings(
+        tmp_path, course_of_a_run(replace(config, task=replace(config.task, kernel="energy", dataset=dataset)))
+    )
+    with pytest.raises(ConfigurationError, match=r"other values of task\.horizon\."):
+        check_settings(tmp_path, course_of_a_run(replace(config, task=replace(config.task, horizon=9))))
 
 
 def test_a_run_that_is_older_than_some_settings_is_resumed_as_it_was(tmp_path: Path) -> None:

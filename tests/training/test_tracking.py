@@ -18,8 +18,8 @@ from drift_policy.training.tracking import (
     TensorboardTracker,
     WandbTracker,
     is_logged_in,
-    last_rollouts,
     make_trackers,
+    summary_of,
 )
 from tests.helpers.point_task import point_training
 
@@ -132,11 +132,16 @@ def test_unknown_logger_lists_the_known_ones() -> None:
         LoggerConfig(name="mlflow")
 
 
-def test_the_last_ten_rollouts_are_summed_up_as_diffusion_policy_reports_them() -> None:
-    scores = [1.0, 1.0, *(0.1 * number for number in range(1, 11))]
+def test_rollouts_are_summed_up_as_diffusion_policy_reports_them() -> None:
+    scores = [1.5, 1.0, *(0.1 * number for number in range(1, 11))]
     rollouts = [{"step": 10.0 * number, "score": score, "success": score / 2} for number, score in enumerate(scores)]
-    last = last_rollouts(rollouts)
-    assert last == pytest.approx(
-        {"count": 10, "max_score": 1.0, "mean_score": 0.55, "max_success": 0.5, "mean_success": 0.275}
+    assert summary_of(rollouts) == pytest.approx(
+        {
+            "max_score": 1.5,
+            "max_success": 0.75,
+            "last": 10,
+            "mean_score_of_last": 0.55,
+            "mean_success_of_last": 0.275,
+        }
     )
-    assert last_rollouts(rollouts[:1])["count"] == 1
+    assert summary_of(rollouts[:1])["last"] == 1

@@ -10,6 +10,7 @@ import torch
 from drift_policy.data.dataset import WindowDataset
 from drift_policy.policy import Policy
 from drift_policy.task import load_demonstrations
+from drift_policy.training import validation
 from drift_policy.training.run import build_policy_and_data
 from drift_policy.training.validation import CHOICE_ERROR, Validation
 from tests.helpers.point_task import point_training
@@ -30,14 +31,17 @@ def untrained(folder: Path, **policy: Any) -> tuple[Policy, WindowDataset]:
     return policy_of_it.eval(), data.validation
 
 
-def test_the_error_that_chooses_is_that_of_the_executed_steps(tmp_path: Path) -> None:
+def test_the_error_that_chooses_is_that_of_the_executed_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "_AT_ONCE", 5)
     policy, windows = untrained(tmp_path, noise_scale=0.0)
     batch = windows.batch(np.arange(len(windows)))
     decided = policy.predict_action({"obs": batch["obs"]["obs"]})["action"]
     scaled = policy.normalizer.normalize("action", decided)
     demonstrated = policy.normalizer.normalize("action", torch.as_tensor(batch["action"])[:, 1:5])  # To 2, Ta 4
     error = float((scaled - demonstrated).square().mean())
-    assert Validation(windows, WINDOWS, CPU).measure(policy)[CHOICE_ERROR] == pytest.approx(error, rel=1e-5)
+    assert Validation(windows, WINDOWS, CPU, decides=True).measure(policy)[CHOICE_ERROR] == pytest.approx(
+        error, rel=1e-5
+    )
 
 
 def test_the_error_that_chooses_is_that_of_the_policy_s_own_decisions(tmp_path: Path) -> None:
@@ -45,7 +49,7 @@ def test_the_error_that_chooses_is_that_of_the_policy_s_own_decisions(tmp_path: 
     measured = []
     for setting in settings:
         policy, windows = untrained(tmp_path, **setting)
-        measured.append(Validation(windows, WINDOWS, CPU).measure(policy))
+        measured.append(Validation(windows, WINDOWS, CPU, decides=True).measure(policy))
     assert len({metrics[CHOICE_ERROR] for metrics in measured}) == len(settings)
     assert len({metrics["val/action_mse"] for metrics in measured}) == 1  # of single samples with all of the noise
 

@@ -16,7 +16,7 @@ from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import ResolvedData
 from drift_policy.data.windows import split_validation
 from drift_policy.data.zarr_writer import write_zarr
-from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.evaluation.offline import open_loop_manifest
 from drift_policy.evaluation.open_loop import OpenLoopResult, measure_open_loop
@@ -218,3 +218,20 @@ def test_damaged_metadata_are_refused(run: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="trained_episodes"):
         evaluate(config, tmp_path, [], QUIET)
+
+
+def test_scores_of_another_measure_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = robot_training(tmp_path)
+    run = Path(config.output) / "point" / config.name
+    stop_before_step(monkeypatch, 12, press_ctrl_c)
+    with pytest.raises(UserError, match="Stopped at step 13"):
+        train(config, [], QUIET)
+    state = run / "checkpoints/last/training.json"
+    content = json.loads(state.read_text())
+    assert content["scores"] == "val/executed_mse" and len(content["best"]) == 1
+    del content["scores"]  # as an older release left it, with an error that no decision has
+    content["best"][0]["score"] = 0.0
+    state.write_text(json.dumps(content))
+    train(replace(config, resume=True), [], QUIET)
+    (row,) = json.loads((run / "checkpoints/index.json").read_text())["scores"]
+    assert row["step"] == 20 and row["score"] > 0
