@@ -31,7 +31,7 @@ BACKBONES: dict[str, Any] = {
     "resnet18": Resnet18Config(),
     "small_cnn": SmallCnnConfig(channels=[16, 32, 64], kernel_sizes=[5, 3, 3], strides=[2, 2, 1], num_keypoints=64),
 }
-_DRIFT_NOISE_SCALE = 0.5  # test time; what configs/policy/drift_base.yaml uses
+_DRIFT_NOISE_SCALE = 0.5  # test time; what configs/policy/base_drift.yaml uses
 
 
 @dataclass(frozen=True)

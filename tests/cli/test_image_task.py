@@ -16,7 +16,8 @@ from drift_policy.policy_config import PolicyConfig, policy_config_from_mapping
 from drift_policy.training.config import TrainConfig
 from tests.helpers.programs import ROOT, SHORT, error_of, run
 
-POLICIES = sorted(file.stem for file in (ROOT / "configs" / "policy").glob("*.yaml") if file.stem != "base")
+_FILES = (ROOT / "configs" / "policy").glob("*.yaml")
+POLICIES = sorted(file.stem for file in _FILES if not file.stem.startswith("base"))
 OBSERVATIONS = {
     "image": {"kind": "image", "shape": [3, 96, 96], "crop": [84, 84]},
     "agent_pos": {"kind": "state", "shape": [2]},

@@ -12,7 +12,7 @@ from drift_policy.integrations.diffusion_policy.linear_normalizer import from_li
 from drift_policy.policy import build_policy
 from drift_policy.policy_config import ACTION, policy_config_from_mapping, require_constant_loss
 
-# Half the training noise: more precise than all of it. What configs/policy/drift_base.yaml uses.
+# Half the training noise: more precise than all of it. What configs/policy/base_drift.yaml uses.
 NOISE_SCALE = 0.5
 _KINDS = {"low_dim": "state", "rgb": "image"}  # type in a shape_meta -> kind of an ObservationSpec
 
