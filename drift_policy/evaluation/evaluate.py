@@ -91,8 +91,7 @@ def evaluate(
         )
     env = env_of_checkpoint(policy, task.env)
     if config.video_episodes:
-        make_env_factory(env, env.max_steps)().close()  # what it lacks itself is no fault of rendering
-        check_rendering(env)
+        check_environment(env, renders=True)
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     _say_other_simulators(policy, console)
     facts["evaluation"] = evaluation_manifest(policy, env, result, config.evaluation)
@@ -184,12 +183,22 @@ def evaluation_manifest(
     }
 
 
-def check_rendering(env: EnvConfig) -> None:
-    """Render one frame of an environment, so that a machine that cannot is known before hours of work and not after.
+def check_environment(env: EnvConfig, renders: bool) -> None:
+    """Make an environment once, for errors before hours of work and not after.
+
+    Args:
+        env: how it is made.
+        renders: whether it will be rendered, and therefore is now, one frame.
 
     Raises:
-        ConfigurationError: it cannot be rendered; the message names the setting that does without.
+        ConfigurationError: it cannot be made or rendered; the message then names the setting that does without.
     """
+    make_env_factory(env, env.max_steps)().close()  # apart: what it lacks itself is no fault of rendering
+    if renders:
+        _check_rendering(env)
+
+
+def _check_rendering(env: EnvConfig) -> None:
     advice = "Film and action fan need it: make it work, or do without them by video_episodes=0."
     made: gym.Env[Any, Any] | None = None
     try:

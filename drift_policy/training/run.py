@@ -18,7 +18,7 @@ from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, RunStoppedError, require
 from drift_policy.evaluation.evaluate import (
-    check_rendering,
+    check_environment,
     evaluate_checkpoint,
     evaluation_manifest,
     write_artifacts,
@@ -189,9 +189,7 @@ def _environment(config: TrainConfig, demonstrations: Demonstrations, renders: b
     if config.task.env is None:
         return None
     env = env_for_data(config.task.env, demonstrations.environment)
-    make_env_factory(env, env.max_steps)().close()
-    if renders:
-        check_rendering(env)
+    check_environment(env, renders)
     return env
 
 
