@@ -24,6 +24,7 @@ POLICY_LABELS = {  # policies in the order of tables
     "drift": "**drift** (default)",
     "diffusion": "diffusion (DDPM)",
     "flow": "flow matching",
+    "mip": "minimal iterative policy",
     "regression": "regression",
 }
 Manifest = dict[str, Any]

@@ -7,6 +7,7 @@ from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
 from drift_policy.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from drift_policy.heads.drift import DriftHead, DriftHeadConfig
 from drift_policy.heads.flow import FlowHead, FlowHeadConfig
+from drift_policy.heads.mip import MipHead, MipHeadConfig
 from drift_policy.heads.regression import RegressionHead, RegressionHeadConfig
 
 
@@ -21,6 +22,7 @@ HEADS: dict[str, HeadKind] = {
     "drift": HeadKind(DriftHeadConfig, DriftHead),
     "diffusion": HeadKind(DiffusionHeadConfig, DiffusionHead),
     "flow": HeadKind(FlowHeadConfig, FlowHead),
+    "mip": HeadKind(MipHeadConfig, MipHead),
     "regression": HeadKind(RegressionHeadConfig, RegressionHead),
 }
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from drift_policy.networks import ActionNetwork
 
 Metrics = dict[str, Tensor]
+# Networks embed times with sinusoids made for diffusion step numbers; [0, 1] would use only the slowest of them.
+TIME_SCALE = 100.0
 Generators = torch.Generator | list[torch.Generator] | None  # one for all observations, or one for each
 # The random numbers of a training step, and what else depends on the step, one row an observation: name -> [B, ...].
 Draws = dict[str, Tensor]

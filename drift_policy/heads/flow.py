@@ -6,10 +6,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
-
-# Networks embed times with sinusoids made for diffusion step numbers; [0, 1] would use only the slowest of them.
-_TIME_SCALE = 100.0
+from drift_policy.heads.base import TIME_SCALE, ActionHead, Draws, Generators, Metrics
 
 
 @dataclass
@@ -43,7 +40,7 @@ class FlowHead(ActionHead):
         noise, time = draws["noise"], draws["time"]
         target = action.unsqueeze(1)
         point = torch.lerp(noise, target, time[:, :, None, None])
-        velocity = self.network(sample=point, condition=condition, time=time * _TIME_SCALE)
+        velocity = self.network(sample=point, condition=condition, time=time * TIME_SCALE)
         loss = (velocity - (target - noise)).square().mean()
         return loss, {"velocity_mse": loss.detach()}
 
@@ -52,6 +49,6 @@ class FlowHead(ActionHead):
         steps = self.config.num_inference_steps
         point = noise
         for step in range(steps):
-            time = noise.new_full(noise.shape[:2], _TIME_SCALE * step / steps)
+            time = noise.new_full(noise.shape[:2], TIME_SCALE * step / steps)
             point = point + self.network(sample=point, condition=condition, time=time) / steps
         return point

@@ -10,6 +10,7 @@ from drift_policy.errors import ConfigurationError
 from drift_policy.heads import HEADS, ActionHead, head_kind
 from drift_policy.heads.diffusion import DiffusionHead, DiffusionHeadConfig
 from drift_policy.heads.flow import FlowHead, FlowHeadConfig
+from drift_policy.heads.mip import MipHead, MipHeadConfig
 from drift_policy.heads.regression import RegressionHead, RegressionHeadConfig
 
 B, G, TP, DA, C = 3, 4, 5, 2, 6
@@ -69,6 +70,28 @@ def test_regression_never_shows_the_network_any_noise() -> None:
     assert torch.equal(first, torch.full((B, G, TP, DA), 0.25)) and torch.equal(first, second)
     assert all(bool((sample == 0).all()) for sample in stub.samples)
     assert [sample.shape[1] for sample in stub.samples] == [1, 1, 1], "one evaluation serves all samples"
+
+
+def test_mip_regresses_from_zeros_and_from_the_noisy_demonstration() -> None:
+    target = chunks()[:, 0]
+    head, stub = make(MipHead, MipHeadConfig(denoising_time=0.8), lambda sample, time: sample + time[..., None, None])
+    draws = head.draw(B, torch.Generator().manual_seed(0))
+    loss, metrics = head.compute_loss(target, torch.zeros(B, C), draws)
+    zeros, noisy = stub.samples[0].unbind(dim=1)
+    assert bool((zeros == 0).all())
+    torch.testing.assert_close(noisy, target + 0.2 * draws["noise"][:, 0])
+    torch.testing.assert_close(stub.times[0], torch.tensor([[0.0, 80.0]]).expand(B, 2))
+    first, second = target.square().mean(), (noisy + 80.0 - target).square().mean()
+    torch.testing.assert_close(metrics, {"action_mse": first, "denoising_mse": second})
+    torch.testing.assert_close(loss, first / 0.8**2 + second / 0.2**2, rtol=1e-4, atol=0)
+
+
+def test_mip_gives_its_first_answer_to_the_second_evaluation() -> None:
+    head, stub = make(MipHead, MipHeadConfig(), lambda sample, time: 2.0 * sample + 0.25 + time[..., None, None])
+    first, second = (head.sample(torch.zeros(B, C), noise(seed)) for seed in (1, 2))
+    assert torch.equal(first, torch.full((B, G, TP, DA), 2.0 * 0.25 + 0.25 + 90.0)) and torch.equal(first, second)
+    assert [sample.shape[1] for sample in stub.samples] == [1, 1, 1, 1], "one evaluation serves all samples"
+    assert len(stub.samples) == 2 * head.num_evaluations
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])

@@ -13,6 +13,7 @@ from drift_policy.heads import HEADS
 from drift_policy.heads.diffusion import DiffusionHeadConfig
 from drift_policy.heads.drift import DriftHeadConfig
 from drift_policy.heads.flow import FlowHeadConfig
+from drift_policy.heads.mip import MipHeadConfig
 from drift_policy.heads.regression import RegressionHeadConfig
 from drift_policy.networks import ConditionalUnet1dConfig, MlpConfig, TransformerConfig
 
@@ -28,6 +29,7 @@ HEAD_CONFIGS: dict[str, Any] = {
     "drift": DriftHeadConfig(samples_per_observation=3),
     "diffusion": DiffusionHeadConfig(num_train_steps=6, num_inference_steps=6),
     "flow": FlowHeadConfig(num_inference_steps=3),
+    "mip": MipHeadConfig(),
     "regression": RegressionHeadConfig(),
 }
 # The demonstrations: far from [-1, 1], so that a missing or doubled normalisation shows.

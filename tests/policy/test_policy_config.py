@@ -61,7 +61,7 @@ def test_a_hydra_configuration_is_accepted() -> None:
         (r"policy\.noise_scale must be a number, but is None", {"noise_scale": None}),
         (r"policy\.num_candidates must be a number, but is 1\.5", {"num_candidates": 1.5}),
         (
-            r"'dirft' is unknown: expected one of \['diffusion', 'drift', 'flow', 'regression'\]",
+            r"'dirft' is unknown: expected one of \['diffusion', 'drift', 'flow', 'mip', 'regression'\]",
             {"head": {"name": "dirft"}},
         ),
         (r"'unet'; choose one of: mlp, conditional_unet1d, transformer", {"network": {"name": "unet"}}),
@@ -164,6 +164,7 @@ LEARNED: dict[str, Any] = {"learned_temperatures": True}
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 60}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 0}),
         ("num_inference_steps must be positive, but is 0", "flow", {"num_inference_steps": 0}),
+        (r"denoising_time must be inside \(0, 1\), but is 1.0", "mip", {"denoising_time": 1.0}),
     ],
 )
 def test_impossible_head_settings_are_refused(message: str, head: str, values: dict[str, Any]) -> None:

@@ -25,7 +25,13 @@ from tests.helpers.policies import (
 SIZES = [(1, 1, 1, 1), (1, 2, 2, 3), (2, 3, 2, 1), (3, 4, 1, 2), (2, 5, 4, 7), (1, 7, 3, 2), (2, 16, 8, 2)]
 DDIM = DiffusionHeadConfig(sampler="ddim", num_train_steps=6, num_inference_steps=3)
 # Heads whose chunk is a function of the starting noise; DDPM draws more noise on the way.
-FUNCTIONS_OF_NOISE: list[tuple[str, Any]] = [("drift", None), ("flow", None), ("regression", None), ("diffusion", DDIM)]
+FUNCTIONS_OF_NOISE: list[tuple[str, Any]] = [
+    ("drift", None),
+    ("flow", None),
+    ("mip", None),
+    ("regression", None),
+    ("diffusion", DDIM),
+]
 SAMPLE_WEIGHTS = {  # the weights that multiply the sample
     "mlp": {"sample_projection.weight"},
     "conditional_unet1d": {"down_levels.0.block_1.conv_1.0.weight", "down_levels.0.block_1.skip.weight"},
@@ -109,6 +115,7 @@ def test_the_head_sees_normalised_actions_and_observations(monkeypatch: pytest.M
     [
         ("drift", None, 1),
         ("regression", None, 1),
+        ("mip", None, 2),
         ("diffusion", DiffusionHeadConfig(), 100),
         ("diffusion", DiffusionHeadConfig(sampler="ddim", num_inference_steps=16), 16),
         ("flow", FlowHeadConfig(), 10),

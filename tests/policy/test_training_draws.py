@@ -21,6 +21,7 @@ EXPECTED = {
     "drift": {"noise"},
     "diffusion": {"noise", "step"},
     "flow": {"noise", "time"},
+    "mip": {"noise"},
     "regression": set(),
 }
 
@@ -86,7 +87,8 @@ GROUP_SCOPE = DriftHeadConfig(samples_per_observation=3, scope="group")
 
 
 @pytest.mark.parametrize(
-    ("head", "config"), [("regression", None), ("diffusion", None), ("flow", None), ("drift", GROUP_SCOPE)]
+    ("head", "config"),
+    [("regression", None), ("diffusion", None), ("flow", None), ("mip", None), ("drift", GROUP_SCOPE)],
 )
 def test_rows_of_the_draws_belong_to_rows_of_the_batch(head: str, config: Any) -> None:
     """The mean of the losses of the parts of a batch is the loss of the batch, and every chunk is the same."""

@@ -38,7 +38,7 @@ class DriftConfig(PreTrainedConfig):
 
     network: str = "mlp"  # "mlp", "conditional_unet1d" or "transformer"
     network_settings: dict[str, Any] = field(default_factory=dict)  # for example {width: 512}
-    head: str = "drift"  # "drift", "diffusion", "flow" or "regression"
+    head: str = "drift"  # "drift", "diffusion", "flow", "mip" or "regression"
     head_settings: dict[str, Any] = field(default_factory=dict)  # for example {samples_per_observation: 8}
     image_backbone: str = "resnet18"  # "resnet18" or "small_cnn"
     image_backbone_settings: dict[str, Any] = field(default_factory=dict)
