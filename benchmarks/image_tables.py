@@ -44,17 +44,16 @@ def digits_table(results: Path) -> str:
 
 
 def ordering_table(study: str, results: Path) -> str:
-    """One ordering of the paper on the digits: every setting after the same number of steps; mean over seeds."""
-    files = _files(results, f"ordering_{study}_seed*.json")
-    if not files:
-        return NOT_MEASURED
+    """One ordering of the paper on the digits: every setting after the same steps; mean, lowest and highest seed."""
+    lengths: dict[int, list[dict[str, Any]]] = {}  # steps -> the files of all seeds
+    for file in _files(results, f"ordering_{study}_*.json"):
+        lengths.setdefault(file["settings"][0]["training"]["steps"], []).append(file)
     rows = []
-    for position, first in enumerate(files[0]["settings"]):
-        scores = [file["settings"][position]["scores"] for file in files]
-        rows.append(
-            [first["setting"], *_means(scores, SCORES), str(files[0]["settings"][position]["training"]["steps"])]
-        )
-    return markdown([study, "Frechet distance", f"accuracy ({len(files)} seed{'s' * (len(files) > 1)})", "steps"], rows)
+    for steps, files in sorted(lengths.items()):
+        for settings in zip(*(file["settings"] for file in files), strict=True):
+            scores = [setting["scores"] for setting in settings]
+            rows.append([settings[0]["setting"], *_means_and_ranges(scores, SCORES), f"{steps:,}", str(len(files))])
+    return markdown([study, "Frechet distance", "accuracy", "steps", "seeds"], rows) if rows else NOT_MEASURED
 
 
 def imagenette_table(results: Path) -> str:
@@ -148,6 +147,17 @@ def _two_digits(value: float) -> str:
 
 def _means(scores: Sequence[Scores], forms: Mapping[str, str]) -> list[str]:
     return [f"{sum(float(score[name]) for score in scores) / len(scores):{form}}" for name, form in forms.items()]
+
+
+def _means_and_ranges(scores: Sequence[Scores], forms: Mapping[str, str]) -> list[str]:
+    """Return "mean [lowest, highest]" of every score, the mean alone where there is one value."""
+    if len(scores) == 1:
+        return _means(scores, forms)
+    texts = []
+    for mean, (name, form) in zip(_means(scores, forms), forms.items(), strict=True):
+        values = [float(score[name]) for score in scores]
+        texts.append(f"{mean} [{min(values):{form}}, {max(values):{form}}]")
+    return texts
 
 
 def main() -> None:

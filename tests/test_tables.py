@@ -55,10 +55,15 @@ def test_image_tables_average_over_seeds(tmp_path: Path) -> None:
         (folder / f"digits_seed{seed}.json").write_text(json.dumps(digits))
         ordering = {"settings": [{"setting": "one", **run}]}
         (folder / f"ordering_features_seed{seed}.json").write_text(json.dumps(ordering))
+    longer = {"settings": [{"setting": "one", "training": {"steps": 1000}, "scores": scores}]}
+    (folder / "ordering_features_1000_steps_seed0.json").write_text(json.dumps(longer))
     lines = image_tables.digits_table(tmp_path).splitlines()
     assert "| drift | 1 | 15.0 | 0.25 | 0.500 | 1.0 | 2 |" in lines
     assert "| held-out real digits |  | 1.0 |  | 0.900 |  |  |" in lines
-    assert "| one | 15.0 | 0.500 | 200 |" in image_tables.ordering_table("features", tmp_path).splitlines()
+    assert image_tables.ordering_table("features", tmp_path).splitlines()[2:] == [
+        "| one | 15.0 [10.0, 20.0] | 0.500 [0.500, 0.500] | 200 | 2 |",
+        "| one | 20.0 | 0.500 | 1,000 | 1 |",
+    ]
     assert image_tables.ordering_table("positives", tmp_path) == tables.NOT_MEASURED
 
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.image_ladder.orderings --study antisymmetry --seeds 0 1 2
 
-Leaves results/image_gen/ordering_<study>_seed<number>.json.
+Leaves results/image_gen/ordering_<study>_seed<number>.json, of other lengths than 200 steps
+ordering_<study>_<number>_steps_seed<number>.json.
 Studies (the paper's tables): antisymmetry (weights of V+ and V-), positives (N_pos), negatives (N_neg = N_pos at equal
 numbers of samples a step), features (encoder or raw pixels), temperatures (one or three).
 """
@@ -20,7 +21,7 @@ from drift_policy.cli import command_line
 from image_gen.training.drift_objective import LossOfFeatures, drifting_loss
 
 SCRIPT = "-m benchmarks.image_ladder.orderings"
-BUDGET = ["trainer.num_steps=200", "trainer.sample_every=0"]
+STEPS = 200  # of every setting, unless --steps says otherwise
 _TOTAL = 256  # generated samples a step in every setting
 # Overrides that the paper's picture of an ordering rests on: no guidance, so that samples follow the data alone.
 _UNGUIDED = ["drift.guidance.maximum=1.0", "drift.unconditional_per_label=0"]
@@ -73,21 +74,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="python " + SCRIPT, description=__doc__)
     parser.add_argument("--study", choices=tuple(STUDIES), required=True, help="which ordering")
+    parser.add_argument("--steps", type=int, default=STEPS, help="optimiser steps of every setting")
     add_arguments(parser)
     given = parser.parse_args(arguments)
     with command_line() as console:
         study = Study(given, SCRIPT, arguments, console)
         mae = study.common_mae()
+        budget = [f"trainer.num_steps={given.steps}", "trainer.sample_every=0"]
+        prefix = given.study if given.steps == STEPS else f"{given.study}_{given.steps}_steps"
         for seed in given.seeds:
             rows = []
             for number, setting in enumerate(STUDIES[given.study]):
-                own = [f"seed={seed}", f"feature.mae={mae}", *_UNGUIDED, *BUDGET, *setting.overrides]
-                folder, manifest = study.train(f"{given.study}_{number}_seed{seed}", own, setting.loss)
-                picture = given.results / f"ordering_{given.study}_{number}_seed{seed}.png"
+                own = [f"seed={seed}", f"feature.mae={mae}", *_UNGUIDED, *budget, *setting.overrides]
+                folder, manifest = study.train(f"{prefix}_{number}_seed{seed}", own, setting.loss)
+                picture = given.results / f"ordering_{prefix}_{number}_seed{seed}.png"
                 scores = study.score(folder, picture=picture)
                 rows.append({"setting": setting.name, "training": manifest["training"], "scores": scores})
                 console.print(f"{setting.name}: {scores}", highlight=False)
-            study.write(f"ordering_{given.study}_seed{seed}", {"study": given.study, "seed": seed, "settings": rows})
+            study.write(f"ordering_{prefix}_seed{seed}", {"study": given.study, "seed": seed, "settings": rows})
 
 
 if __name__ == "__main__":

@@ -75,8 +75,10 @@ def test_the_ladder_leaves_results(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for method in methods.values():
         assert method["scores"]["Frechet distance in a small classifier of digits features"] > 0
     assert (tmp_path / "digits_flow_50_seed0.png").stat().st_size > 500
-    orderings.main(["--study", "features", *places, *SMALL])
-    result = json.loads((tmp_path / "ordering_features_seed0.json").read_text())
+    own = [text for text in SMALL if not text.startswith("trainer.num_steps")]
+    orderings.main(["--study", "features", "--steps", "2", *places, *own])
+    result = json.loads((tmp_path / "ordering_features_2_steps_seed0.json").read_text())
+    assert [row["training"]["steps"] for row in result["settings"]] == [2, 2, 2]
     assert [row["setting"] for row in result["settings"]] == ["encoder and pixels", "encoder", "raw pixels"]
     assert result["held_out_real_images"]["accuracy"] > 0.7
 
