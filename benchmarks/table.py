@@ -83,6 +83,7 @@ POLICIES = {
     "drift": ("drift (1)", 1),
     "diffusion": ("diffusion (100)", 100),
     "flow": ("flow", None),
+    "mip": ("MIP (2)", 2),
     "regression": ("regression (1)", 1),
 }
 HEADER = (

@@ -24,7 +24,7 @@ POLICY_LABELS = {  # policies in the order of tables
     "drift": "**drift** (default)",
     "diffusion": "diffusion (DDPM)",
     "flow": "flow matching",
-    "mip": "minimal iterative policy",
+    "mip": "minimal iterative policy (MIP)",
     "regression": "regression",
 }
 Manifest = dict[str, Any]
@@ -82,6 +82,7 @@ def pusht_table(results: Path) -> str:
         ("drift", "**drift** (default)"),
         ("diffusion", "diffusion (DDPM), 60,000 steps"),
         ("flow", "flow matching"),
+        ("mip", "minimal iterative policy (MIP)"),
         ("regression", "regression"),
         ("drift_2x256", "two samples of 256 windows a step instead of eight of 64"),
         ("drift_2x128", "two samples of 128 windows, half the work"),
