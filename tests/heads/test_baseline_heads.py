@@ -74,7 +74,8 @@ def test_regression_never_shows_the_network_any_noise() -> None:
 
 def test_mip_regresses_from_zeros_and_from_the_noisy_demonstration() -> None:
     target = chunks()[:, 0]
-    head, stub = make(MipHead, MipHeadConfig(denoising_time=0.8), lambda sample, time: sample + time[..., None, None])
+    config = MipHeadConfig(denoising_time=0.8, denoising_weight=16.0)
+    head, stub = make(MipHead, config, lambda sample, time: sample + time[..., None, None])
     draws = head.draw(B, torch.Generator().manual_seed(0))
     loss, metrics = head.compute_loss(target, torch.zeros(B, C), draws)
     zeros, noisy = stub.samples[0].unbind(dim=1)
@@ -83,7 +84,7 @@ def test_mip_regresses_from_zeros_and_from_the_noisy_demonstration() -> None:
     torch.testing.assert_close(stub.times[0], torch.tensor([[0.0, 80.0]]).expand(B, 2))
     first, second = target.square().mean(), (noisy + 80.0 - target).square().mean()
     torch.testing.assert_close(metrics, {"action_mse": first, "denoising_mse": second})
-    torch.testing.assert_close(loss, first / 0.8**2 + second / 0.2**2, rtol=1e-4, atol=0)
+    torch.testing.assert_close(loss, first + 16.0 * second, rtol=1e-4, atol=0)
 
 
 def test_mip_gives_its_first_answer_to_the_second_evaluation() -> None:

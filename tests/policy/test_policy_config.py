@@ -165,6 +165,7 @@ LEARNED: dict[str, Any] = {"learned_temperatures": True}
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 0}),
         ("num_inference_steps must be positive, but is 0", "flow", {"num_inference_steps": 0}),
         (r"denoising_time must be inside \(0, 1\), but is 1.0", "mip", {"denoising_time": 1.0}),
+        ("denoising_weight must be positive, but is 0", "mip", {"denoising_weight": 0.0}),
     ],
 )
 def test_impossible_head_settings_are_refused(message: str, head: str, values: dict[str, Any]) -> None:
