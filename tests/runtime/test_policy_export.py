@@ -71,6 +71,8 @@ def resnet_policy() -> Policy:
 POLICIES = {
     "unet": lambda: tiny_policy("drift", "conditional_unet1d", horizon=7),
     "transformer": lambda: tiny_policy("drift", "transformer"),
+    "mip, transformer": lambda: tiny_policy("mip", "transformer"),
+    "mip, small_cnn": lambda: tiny_image_policy("mip"),
     "small_cnn, crop and resize": lambda: tiny_image_policy(
         cameras={"cropped": CROPPED, "resized": camera(20, 26, resize=[10, 13], crop=[9, 12])}
     ),
@@ -224,7 +226,7 @@ def test_the_answer_tells_its_time(exported: tuple[Policy, Path]) -> None:
 
 @pytest.mark.parametrize("head", ["diffusion", "flow"])
 def test_iterative_heads_are_refused(head: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=f"head '{head}' draws a chunk in .* steps.*drift and regression"):
+    with pytest.raises(ConfigurationError, match=f"head '{head}' draws .* steps.*drift, mip and regression can"):
         export_policy(tiny_policy(head), tmp_path / "policy.onnx")
     assert list(tmp_path.iterdir()) == []
 
