@@ -290,6 +290,19 @@ class TestFiles:
         with pytest.raises(CheckpointError, match=message):
             OnnxPolicy(tmp_path / "changed.onnx")
 
+    def test_a_provider_that_is_not_there_is_named(
+        self, exported: tuple[Policy, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=r"names NoneExecutionProvider, but this onnxruntime has .*CPU"):
+            OnnxPolicy(exported[1], providers=["NoneExecutionProvider"])
+        # A build for GPUs on a machine whose driver or libraries are missing: the session falls back to the CPU.
+        onnxruntime = pytest.importorskip("onnxruntime")
+        start, names = onnxruntime.InferenceSession, ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, providers: start(path, options))
+        with pytest.raises(ConfigurationError, match="cannot start CUDA.*, and would compute on the CPU"):
+            OnnxPolicy(exported[1], providers=names)
+
     def test_the_number_of_threads_is_checked(self, exported: tuple[Policy, Path]) -> None:
         with pytest.raises(ValueError, match="num_threads"):
             OnnxPolicy(exported[1], num_threads=0)
