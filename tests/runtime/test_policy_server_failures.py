@@ -91,6 +91,29 @@ class TestBatches:
         assert sum(policy.rows) == 16
         assert all(rows <= 4 or rows == 9 for rows in policy.rows)
 
+    def test_a_policy_that_was_captured_for_a_batch_size_gets_no_other(self) -> None:
+        class Captured(EchoPolicy):
+            batch_size = 3
+
+            def predict_action(self, obs: Any, **options: Any) -> dict[str, Any]:
+                assert len(obs["obs"]) == len(options["noise"]) == self.batch_size
+                return super().predict_action(obs, **options)
+
+        policy = Captured()
+        with running_server(policy, batch_wait_ms=20.0) as server, ThreadPoolExecutor(5) as pool:
+            clients = [PolicyClient(server.url) for _ in range(5)]
+            answers = [
+                pool.submit(client.predict_action, observe(number), noise_scale=0.0)
+                for number, client in enumerate(clients)
+            ]
+            assert [value_of(answer.result(10)) for answer in answers] == [0, 1, 2, 3, 4]
+            with pytest.raises(ValueError, match="obs holds 4 observations: send at most 3 at once"):
+                clients[0].predict_action(np.zeros((4, 2, 1)))
+            assert clients[0].server_facts()["decisions"] == 5
+            for client in clients:
+                client.close()
+        assert set(policy.rows) == {3}
+
     def test_noise_of_one_candidate_and_of_all_is_not_decided_together(self) -> None:
         policy = tiny_policy(num_candidates=3)
         obs = {key: value.numpy() for key, value in tiny_obs(policy, 1).items()}
