@@ -3,13 +3,14 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,29 @@ def wait_until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it does not happen"
         time.sleep(0.005)
+
+
+@contextmanager
+def frozen_relay(port: int) -> Iterator[tuple[int, threading.Event]]:
+    """Give a port that leads to `port` for one connection, and an event that swallows everything from then on."""
+    freeze = threading.Event()
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not freeze.is_set():
+                    target.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+
+        def relay() -> None:
+            near = stack.enter_context(listener.accept()[0])
+            far = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            threading.Thread(target=pump, args=(near, far), daemon=True).start()
+            threading.Thread(target=pump, args=(far, near), daemon=True).start()
+
+        threading.Thread(target=relay, daemon=True).start()
+        yield listener.getsockname()[1], freeze
 
 
 class TestBatches:
@@ -223,6 +247,15 @@ class TestFailures:
                 client.predict_action(observe(1))
             policy.may_answer.set()
             assert value_of(client.predict_action(observe(2), noise_scale=0.0)) == 2
+
+    def test_a_network_that_is_gone_costs_no_more_than_the_timeout(self, server: RunningServer) -> None:
+        with frozen_relay(server.port) as (port, freeze):
+            client = PolicyClient(f"ws://127.0.0.1:{port}", timeout_s=0.3)
+            freeze.set()
+            started = time.monotonic()
+            with pytest.raises(ServerError, match="did not answer within 0.3 s"):
+                client.predict_action(observe(1))
+            assert time.monotonic() - started < 5, "a good-bye that nobody answers is not waited for"
 
     def test_a_shutdown_answers_what_is_under_way(self, policy: EchoPolicy) -> None:
         server = RunningServer(policy)
