@@ -288,6 +288,7 @@ class TestCommand:
             (["ckpt=nowhere"], "nowhere does not exist"),
             (["ckpt=nowhere", "host=0.0.0.0"], "can be reached from other machines"),
             (["ckpt=nowhere.onnx", "device=cuda"], "An .onnx file is served on the CPU"),
+            (["ckpt=nowhere", "device=gpu"], "device=gpu cannot be used"),
             (["ckpt=nowhere", "prot=1"], "did you mean port"),
         ],
     )
