@@ -21,6 +21,18 @@ def can_be_halved(number: int) -> bool:
     return number % 2 == 0
 
 
+def check_number(number: int | None, noise: Tensor | np.ndarray | None) -> None:
+    """Refuse a number of candidates that a call asks for beside noise, whose shape says how many, or that is below 1.
+
+    Raises:
+        ValueError: either of these.
+    """
+    if number is not None and (number < 1 or noise is not None):
+        raise ValueError(
+            f"num_candidates is {number}: give at least 1, and none with noise, whose shape says how many."
+        )
+
+
 def most_typical(chunks: Tensor) -> Tensor:
     """Return of every observation the candidate in the densest place, [B, Tp, Da].
 

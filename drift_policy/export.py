@@ -3,7 +3,7 @@ r"""Write a checkpoint as one file for a robot: normalisation, encoder and gener
     python -m drift_policy.export ckpt=runs/pusht/<name> [format=onnx|pt2] [output=policy.onnx] \
         [num_candidates=N] [plugins=[...]]
 
-ckpt:            run folder, checkpoint folder, or hf://owner/name; with the drift or the regression head
+ckpt:            run folder, checkpoint folder, or hf://owner/name; with the drift, MIP or regression head
 format:          onnx, for drift_policy.runtime.onnx_policy.OnnxPolicy or any ONNX runtime; pt2, for torch.export.load
 output:          the file; policy.onnx or policy.pt2 by default
 num_candidates:  chunks drawn for a decision in one evaluation, the most typical of which is the decision; the policy's

@@ -21,8 +21,13 @@ from drift_policy.runtime.step_features import ObservedStep
 Specs = Mapping[str, ObservationSpec]
 
 
-def checked_step(specs: Specs, obs_now: Any) -> dict[str, Tensor]:
-    """Return one unbatched observation {key: [...]} as tensors, where and of what type it is.
+def checked_step(specs: Specs, obs_now: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return one unbatched observation {key: [...]} as tensors, where it is.
+
+    Args:
+        specs: of the policy.
+        obs_now: tensors or arrays.
+        dtype: of the result; images of bytes stay bytes.
 
     Raises:
         ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
@@ -31,16 +36,17 @@ def checked_step(specs: Specs, obs_now: Any) -> dict[str, Tensor]:
     for key, value in checked.items():
         check_step(key, specs[key], value)
         _check_values(f"obs[{key!r}]", specs[key], value)
-    return checked
+    return _in_type(specs, checked, dtype)
 
 
-def checked_steps(specs: Specs, obs: Any, steps: int) -> dict[str, Tensor]:
-    """Return observations {key: [B, T, ...]} as tensors, where and of what type they are.
+def checked_steps(specs: Specs, obs: Any, steps: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return observations {key: [B, T, ...]} as tensors, where they are.
 
     Args:
         specs: of the policy.
         obs: tensors or arrays.
         steps: T.
+        dtype: of the result; images of bytes stay bytes.
 
     Raises:
         ValueError: a missing key, a wrong shape, a non-finite number, or an image outside its range.
@@ -49,26 +55,26 @@ def checked_steps(specs: Specs, obs: Any, steps: int) -> dict[str, Tensor]:
     check_steps(specs, checked, steps)
     for key, value in checked.items():
         _check_values(f"obs[{key!r}]", specs[key], value)
-    return checked
+    return _in_type(specs, checked, dtype)
 
 
-def checked_features(features: Sequence[Any], batch: int, size: int) -> list[Tensor]:
-    """Return features [B, F] of the steps before those that are observed as tensors, where and of what type they are.
+def with_past_features(features: Sequence[Any], condition: Tensor, size: int) -> Tensor:
+    """Put the features [B, F] of earlier steps, tensors or arrays, before the condition [B, T * F] of the others.
 
     Args:
-        features: of each step.
-        batch: B.
+        features: of each step, oldest first.
+        condition: of the steps that are observed.
         size: F.
 
     Raises:
         ValueError: a wrong shape or a non-finite number.
     """
-    checked = [torch.as_tensor(value) for value in features]
+    checked, batch = [torch.as_tensor(value) for value in features], len(condition)
     for value in checked:
         if tuple(value.shape) != (batch, size):
             raise ValueError(f"features of a step must have shape {[batch, size]}, but have {list(value.shape)}.")
         check_finite("features", value)
-    return checked
+    return torch.cat([*(value.to(condition) for value in checked), condition], dim=1) if checked else condition
 
 
 def stacked(steps: Sequence[ObservedStep]) -> dict[str, Tensor]:
@@ -86,6 +92,13 @@ def check_finite(name: str, value: Tensor) -> None:
 def _tensors(specs: Specs, obs: Any) -> dict[str, Tensor]:
     given = as_mapping(specs, obs)
     return {key: torch.as_tensor(require_key(given, key)) for key in specs}
+
+
+def _in_type(specs: Specs, values: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    def is_bytes(key: str) -> bool:
+        return specs[key].kind == "image" and values[key].dtype == torch.uint8
+
+    return {key: value if is_bytes(key) else value.to(dtype) for key, value in values.items()}
 
 
 def _check_values(name: str, spec: ObservationSpec, value: Tensor) -> None:

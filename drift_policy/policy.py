@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drift_policy.candidates import checked_noise, draw_noise, most_typical, takes_both_sides
+from drift_policy.candidates import check_number, checked_noise, draw_noise, most_typical, takes_both_sides
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.demonstrated import OBSERVATION_NOISE, PositiveNoise, below, demonstrated, draw_augmentation
 from drift_policy.encoders import ObservationEncoder
@@ -21,7 +21,7 @@ from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Generators, Metrics, head_kind
 from drift_policy.heads.drift import DriftHead
-from drift_policy.inputs import checked_features, checked_step, checked_steps, stacked
+from drift_policy.inputs import checked_step, checked_steps, stacked, with_past_features
 from drift_policy.mirror import Mirror
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, POSITIVE_WEIGHTS, POSITIVES, PolicyConfig
@@ -219,15 +219,9 @@ class Policy(nn.Module):
             raise ValueError(f"features of {len(given)} steps are too many: this policy observes {self.n_obs_steps}.")
         observation = self._checked(obs, self.n_obs_steps - len(given))
         batch = next(iter(observation.values())).shape[0]
-        if num_candidates is not None and (num_candidates < 1 or noise is not None):
-            raise ValueError(
-                f"num_candidates is {num_candidates}: give at least 1, and none with noise, whose shape says how many."
-            )
+        check_number(num_candidates, noise)
         start = self._noise(batch, generator, noise_scale, noise=noise, num_candidates=num_candidates)
-        condition = self._encode(observation)
-        if given:
-            past = [value.to(self.device, self.dtype) for value in checked_features(given, batch, self.feature_size)]
-            condition = torch.cat([*past, condition], dim=1)
+        condition = with_past_features(given, self._encode(observation), self.feature_size)
         chunk = most_typical(self.propose(condition, start, generator, mirrored=mirrored))
         prediction = self.normalizer.unnormalize(ACTION, chunk)
         answer = {
@@ -354,8 +348,8 @@ class Policy(nn.Module):
 
     def _one_step(self, obs_now: Any) -> dict[str, Tensor]:
         """Copy one unbatched observation to the policy's device: drivers and simulators reuse their buffers."""
-        given = checked_step(self.config.observations, obs_now)
-        return {key: value.to(self.device, self._type_of(key, value), copy=True) for key, value in given.items()}
+        given = checked_step(self.config.observations, obs_now, self.dtype)
+        return {key: value.to(self.device, copy=True) for key, value in given.items()}
 
     def _checked(self, obs: Any, steps: int | None = None) -> dict[str, Tensor]:
         """Check an observation of `steps` steps, To if absent, and move it to the policy's device."""
@@ -363,13 +357,7 @@ class Policy(nn.Module):
 
     def _checked_in_place(self, obs: Any, steps: int | None = None) -> dict[str, Tensor]:
         """Check an observation, in the policy's type, on the device where it is."""
-        given = checked_steps(self.config.observations, obs, self.n_obs_steps if steps is None else steps)
-        return {key: value.to(self._type_of(key, value)) for key, value in given.items()}
-
-    def _type_of(self, key: str, value: Tensor) -> torch.dtype:
-        """Return the type in which a value is used: images of bytes stay bytes."""
-        is_bytes = value.dtype == torch.uint8 and self.config.observations[key].kind == "image"
-        return value.dtype if is_bytes else self.dtype
+        return checked_steps(self.config.observations, obs, self.n_obs_steps if steps is None else steps, self.dtype)
 
     def _noise(
         self,

@@ -133,6 +133,15 @@ def policy_config_from_mapping(values: Mapping[str, Any]) -> PolicyConfig:
     return PolicyConfig(observations=observations, **parts, **_typed(settings))
 
 
+def usual_noise_scale(head_name: str) -> float:
+    """Return the factor on the noise at test time that configs/policy gives a policy with this head.
+
+    That is half for the drift head, which is more precise so, and all of it for the others: a sampler that starts
+    from less noise than it was trained on misses the distribution.
+    """
+    return 0.5 if head_name == "drift" else 1.0
+
+
 def require_constant_loss(config: PolicyConfig, loop: str) -> None:
     """Refuse a loss that changes with the step, for training loops that ask for the loss of a batch alone.
 

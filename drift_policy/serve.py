@@ -5,7 +5,7 @@
 ckpt:            run folder, checkpoint folder, hf://owner/name, or an exported .onnx file
 host, port:      where to listen; other machines reach it only with host=0.0.0.0 and a token
 token:           what clients must show; the environment variable DRIFT_POLICY_TOKEN is not seen in lists of processes
-device:          of a checkpoint: cpu, cuda, ...
+device:          of a checkpoint: cpu, cuda, ..., or auto, a GPU where there is one
 num_threads:     CPU threads of a decision
 max_message_mb:  size of the largest message that is read
 max_clients:     connections at the same time
@@ -59,11 +59,12 @@ def load_served_policy(config: ServeConfig) -> Any:
         return OnnxPolicy(config.ckpt, num_threads=config.num_threads)
     import torch
 
+    from drift_policy.device import choose_device
     from drift_policy.runtime.timed_policy import TimedPolicy
     from drift_policy.serialization import load_policy
 
     torch.set_num_threads(config.num_threads)
-    return TimedPolicy(load_policy(config.ckpt, config.device))
+    return TimedPolicy(load_policy(config.ckpt, choose_device(config.device)))
 
 
 def main() -> None:

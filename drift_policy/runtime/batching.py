@@ -16,6 +16,8 @@ from drift_policy.runtime.observations import Arrays, to_array
 from drift_policy.runtime.spec import PolicySpec
 from drift_policy.runtime.warm_up import on_the_way
 
+LARGEST_REQUEST = 1024  # observations: each has N candidates, so that a small message could ask for gigabytes
+
 
 @dataclass
 class Request:
@@ -43,18 +45,37 @@ class Batcher:
         spec: of it.
         max_batch_size: observations of one decision; 1 takes every request alone. A request that is larger is taken
             alone. Those with noise of one candidate and those of a policy's N candidates do not share a decision.
+            A policy with a `batch_size`, as a `GraphedPolicy` has, is never asked for more, and decisions for fewer are
+            filled up with copies that nobody gets.
         batch_wait: seconds to wait for more requests when one has come; without, a batch is what came in during the
             decision before.
     """
 
     def __init__(self, policy: Any, spec: PolicySpec, max_batch_size: int, batch_wait: float) -> None:
         self._policy, self._spec = policy, spec
-        self._max_batch_size, self._batch_wait = max_batch_size, batch_wait
+        self._captured: int | None = getattr(policy, "batch_size", None)
+        self._max_batch_size = min(max_batch_size, self._captured or max_batch_size)
+        self._batch_wait = batch_wait
         self._waiting: asyncio.Queue[Request] = asyncio.Queue()
         self._left_over: Request | None = None  # did not fit into the batch before
         self._worker = ThreadPoolExecutor(1, "policy")
         self.num_decisions = 0  # answered observations
         self.num_batches = 0  # calls of the policy
+
+    def check(self, observation: Arrays) -> None:
+        """Refuse a checked observation for which no decision can be made, before it shares one with others.
+
+        Raises:
+            ValueError: no observation, more than are taken at once, or float images for a policy captured for bytes.
+        """
+        batch, largest = len(next(iter(observation.values()))), self._captured or LARGEST_REQUEST
+        if batch == 0:
+            raise ValueError("obs holds no observation: its batch size is 0.")
+        if batch > largest:
+            raise ValueError(f"obs holds {batch} observations: send at most {largest} at once.")
+        for key, spec in self._spec.observations.items():
+            if self._captured and spec.kind == "image" and observation[key].dtype != np.uint8:
+                raise ValueError(f"obs[{key!r}] is a float image, but this policy was captured for uint8 (0..255).")
 
     async def decide(self, request: Request) -> tuple[Floats, dict[str, float]]:
         """Return predictions [B, Tp, Da] and the milliseconds of their stages.
@@ -104,6 +125,10 @@ class Batcher:
         observation = {key: _joined([request.observation[key] for request in batch]) for key in self._spec.observations}
         noise = np.concatenate([request.noise for request in batch])
         seeds = [seed for request in batch for seed in request.seeds]
+        missing = (self._captured or len(noise)) - len(noise)
+        if missing > 0:
+            observation = {key: _filled(value, missing) for key, value in observation.items()}
+            noise, seeds = _filled(noise, missing), seeds + seeds[-1:] * missing
         options = on_the_way(self._policy, self._spec, seeds)
         answer = self._policy.predict_action(observation, noise=noise, noise_scale=1.0, **options)
         timing = {str(stage): float(value) for stage, value in answer.get("timing", {}).items() if stage != "total"}
@@ -132,6 +157,11 @@ def _joined(values: list[np.ndarray]) -> np.ndarray:
     if len({value.dtype for value in values}) > 1:
         values = [value / np.float32(255) if value.dtype == np.uint8 else value for value in values]
     return np.concatenate(values)
+
+
+def _filled(values: np.ndarray, missing: int) -> np.ndarray:
+    """Append so many copies of the last row."""
+    return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])
 
 
 def _fail(batch: list[Request], error: Exception) -> None:

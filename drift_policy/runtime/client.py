@@ -17,6 +17,7 @@ from drift_policy.runtime.wire import WireError, pack, unpack
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0  # seconds between attempts to connect; they double
 _LARGEST_MESSAGE = 64 * 2**20  # bytes of an answer
+_LONGEST_GOOD_BYE = 0.5  # seconds: where the network is gone, nobody answers it, and a robot waits meanwhile
 
 
 class ServerError(UserError):
@@ -154,6 +155,7 @@ class PolicyClient(ArrayPolicy):
                         compression=None,
                         max_size=_LARGEST_MESSAGE,
                         open_timeout=self._timeout,
+                        close_timeout=min(self._timeout, _LONGEST_GOOD_BYE),
                         proxy=None,
                     )
                 )

@@ -1,4 +1,4 @@
-"""Write a one-step policy as one file: normalisation, encoder and generator in a graph that needs no drift-policy.
+"""Write a policy as one file: normalisation, encoder and generator in a graph that needs no drift-policy.
 
 The graph reads the observation keys (numbers as float32, images as float32 in 0..1) and "noise" [B, Tp, Da], which is
 already multiplied with its scale, and returns "action_pred" [B, Tp, Da] in the units of the demonstrations. With N > 1
@@ -47,19 +47,20 @@ class DecisionGraph(nn.Module):
     """A decision as a function of tensors alone.
 
     Args:
-        policy: with a one-step head, in evaluation mode.
+        policy: with the drift, MIP or regression head, in evaluation mode.
 
     Raises:
-        ConfigurationError: the head is iterative, or the policy is in training mode.
+        ConfigurationError: the head is a sampler, or the policy is in training mode.
     """
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
-        if policy.head.time_conditioned:
+        # MIP knows a time too, but its two evaluations are a fixed function of the observation.
+        if policy.head.time_conditioned and policy.head.stochastic:
             raise ConfigurationError(
                 f"A policy with the head {policy.config.head_name!r} draws a chunk in {policy.num_evaluations} steps "
-                "of a sampler and cannot be exported as one graph: only one-step heads can, drift and regression. To "
-                "use this policy from another program, serve it: python -m drift_policy.serve ckpt=..."
+                "of a sampler and cannot be exported as one graph: the heads drift, mip and regression can. To use "
+                "this policy from another program, serve it: python -m drift_policy.serve ckpt=..."
             )
         if policy.training:
             raise ConfigurationError("The policy is in training mode: call policy.eval() before it is exported.")
@@ -100,7 +101,7 @@ def export_policy(
     The file appears only when it computes the same.
 
     Args:
-        policy: on the CPU, in evaluation mode, with the drift or the regression head.
+        policy: on the CPU, in evaluation mode, with the drift, MIP or regression head.
         path: the file.
         file_format: "onnx", or "pt2" for `torch.export.load`.
         num_candidates: N of every decision of the file; the policy's if absent.
@@ -109,7 +110,7 @@ def export_policy(
         The largest difference found; see `largest_difference`.
 
     Raises:
-        ConfigurationError: an iterative head, an unknown format, a wrong number, or a package that is missing.
+        ConfigurationError: a head that is a sampler, an unknown format, a wrong number, or a package that is missing.
         ParityError: the file computes something else, by more than 1e-5.
     """
     if file_format not in FORMATS:
@@ -150,7 +151,7 @@ def trace(policy: Policy, spec: PolicySpec) -> ExportedProgram:
         spec: of it, with the number of candidates.
 
     Raises:
-        ConfigurationError: the head is iterative, or the policy is in training mode.
+        ConfigurationError: the head is a sampler, or the policy is in training mode.
     """
     graph = DecisionGraph(policy)
     batch = Dim("batch", min=1, max=_LARGEST_BATCH)

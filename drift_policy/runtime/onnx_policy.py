@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from drift_policy.errors import CheckpointError
+from drift_policy.errors import CheckpointError, require
 from drift_policy.runtime.array_policy import ArrayPolicy, Decided, Floats
 from drift_policy.runtime.observations import Arrays, checked_observation
 from drift_policy.runtime.spec import METADATA_KEY, PolicySpec, spec_from_json
@@ -27,11 +27,13 @@ class OnnxPolicy(ArrayPolicy):
     Args:
         path: the .onnx file.
         num_threads: CPU threads of a decision.
-        providers: where onnxruntime computes, for example ["CUDAExecutionProvider"]; the CPU if absent.
+        providers: where onnxruntime computes, for example ["CUDAExecutionProvider"]; the CPU if absent. What one of
+            them cannot compute, the CPU does.
         seed: of the noise; fresh entropy if absent.
 
     Raises:
         CheckpointError: onnxruntime is not installed, or the file is missing, damaged or not written by the export.
+        ConfigurationError: a provider that this onnxruntime does not have, or that does not start.
     """
 
     def __init__(
@@ -134,14 +136,29 @@ def _open(path: Path, num_threads: int, providers: Sequence[str]) -> Any:
         ) from error
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: write it with python -m drift_policy.export ckpt=... .")
+    # onnxruntime itself only warns and computes on the CPU.
+    known = onnxruntime.get_available_providers()
+    for name in providers:
+        require(
+            name in known,
+            f"providers names {name}, but this onnxruntime has {', '.join(known)}: install a build that has it, for "
+            "example onnxruntime-gpu in place of onnxruntime.",
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; warnings are about the graph's optimisation
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:  # onnxruntime's errors share no public base class
         raise CheckpointError(f"{path} cannot be run by onnxruntime: {error}") from error
+    for name in providers:
+        require(
+            name in session.get_providers(),
+            f"onnxruntime cannot start {name}, and would compute on the CPU: install the libraries that it needs (for "
+            "CUDAExecutionProvider, CUDA and cuDNN), or leave it out of providers.",
+        )
+    return session
 
 
 def _only_what_is_fetched() -> Any:

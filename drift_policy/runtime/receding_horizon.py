@@ -116,11 +116,14 @@ class RecedingHorizon:
         self._guard = ChunkGuard() if guard is None else guard
         self._guard.check_size(self.spec.action_dim)
         self._worker = ThreadPoolExecutor(1, "decision") if asynchronous else None
+        self._last_work: Future[Any] | None = None  # of the worker, which does one thing after the other
         self._history = ObservationHistory(self.spec)
         self.reset()
 
     def reset(self, position: ArrayLike | None = None) -> None:
-        """Start an episode: forget observations, chunks, and a decision that is under way.
+        """Start an episode: forget observations and chunks, also that of a decision under way, which is waited for.
+
+        The policy is then free, for example for a `reset(seed=...)` of its own.
 
         Args:
             position: where the robot is, as an action [Da]: it is held until there is a chunk, and the first chunk's
@@ -129,6 +132,8 @@ class RecedingHorizon:
         Raises:
             ValueError: a position of another shape, or not finite.
         """
+        if self._last_work is not None:
+            self._last_work.exception()  # waits; what went wrong in the episode before is of no interest
         self._history.clear()
         self._queue.clear()
         self._pending: _Pending | None = None
@@ -152,6 +157,8 @@ class RecedingHorizon:
         Raises:
             ValueError: an observation that does not fit, or a step that is not after the last one.
             ChunkRejectedError: the guard says stop, or rejected the first chunk of an episode without a position.
+            Exception: what the policy raised, asynchronous in the step in which it is known. The loop can go on: the
+                next step decides again.
         """
         now = self._now + 1 if step is None else step
         if now <= self._now:
@@ -160,7 +167,7 @@ class RecedingHorizon:
         self._now = now
         decision = self._collect()
         if self._is_due():
-            self._observed_at, self._must_decide = now, False
+            self._observed_at, self._must_decide = now, True  # until there is a chunk, also after an error
             decision = self._decide() or decision
         action = self._queue.action_at(self._now)
         if action is None and not self._executed:
@@ -197,7 +204,8 @@ class RecedingHorizon:
         if self._worker is None:
             answer, ended = self._call(window)
             return self._take(answer, self._now, ended - started, self._steps_passed(ended - started))
-        self._pending = _Pending(self._now, started, self._worker.submit(self._call, window))
+        self._last_work = decided = self._worker.submit(self._call, window)
+        self._pending = _Pending(self._now, started, decided)
         return self._collect(wait=self._is_first)
 
     def _call(self, window: Window) -> tuple[dict[str, Any], float]:
@@ -215,7 +223,7 @@ class RecedingHorizon:
         if self._worker is None:
             encode_newest(self._policy, self._history.window(), stacked)
         else:  # an error comes again in the decision, which then encodes the step itself
-            self._worker.submit(encode_newest, self._policy, self._history.window(), stacked)
+            self._last_work = self._worker.submit(encode_newest, self._policy, self._history.window(), stacked)
 
     def _collect(self, wait: bool = False) -> Decision | None:
         """Take over the asynchronous decision if it has arrived."""

@@ -1,7 +1,8 @@
 """A policy for many robots over WebSocket; the messages are described in `drift_policy.runtime.wire`.
 
-The server executes nothing that it receives, bounds the size of messages and the number of clients, refuses web pages
-(which browsers let connect to loopback) and checks every observation against the policy's shapes.
+The server executes nothing that it receives, bounds the size of messages, the observations in them and the number of
+clients, refuses web pages (which browsers let connect to loopback) and checks every observation against the policy's
+shapes.
 """
 
 import asyncio
@@ -92,7 +93,8 @@ class PolicyServer:
     """Serves one policy.
 
     Args:
-        policy: a `Policy`, `TimedPolicy`, `GraphedPolicy` or `OnnxPolicy`; the server alone may use it.
+        policy: a `Policy`, `TimedPolicy`, `GraphedPolicy` or `OnnxPolicy`; the server alone may use it. A graph
+            that was captured for several observations answers as many clients at once.
         config: settings.
     """
 
@@ -218,9 +220,8 @@ class PolicyServer:
 
     async def _predict(self, session: _Session, message: dict[str, Any]) -> dict[str, Any]:
         observation = checked_observation(self.spec, message.get("obs"))
+        self._batcher.check(observation)
         batch = len(next(iter(observation.values())))
-        if batch == 0:
-            raise ValueError("obs holds no observation: its batch size is 0.")
         scale = message.get("noise_scale")
         if scale is None:
             scale = self.spec.noise_scale

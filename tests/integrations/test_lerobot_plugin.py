@@ -107,3 +107,19 @@ def test_a_loss_that_changes_with_the_step_is_refused(plugin: SimpleNamespace) -
     plugin.DriftPolicy(plugin.DriftConfig(**features, head_settings=settings))
     with pytest.raises(ConfigurationError, match=r"regression_steps=9 .*lerobot-train .*: leave it out"):
         plugin.DriftPolicy(plugin.DriftConfig(**features, head_settings=settings | {"regression_steps": 9}))
+
+
+@pytest.mark.parametrize(("head", "given", "expected"), [("drift", None, 0.5), ("flow", None, 1.0), ("mip", 0.2, 0.2)])
+def test_the_noise_at_test_time_is_what_is_usual_for_the_head(
+    plugin: SimpleNamespace, head: str, given: float | None, expected: float
+) -> None:
+    config = plugin.DriftConfig(
+        input_features={"observation.state": SimpleNamespace(shape=(3,))},
+        output_features={"action": SimpleNamespace(shape=(2,))},
+        network_settings={"width": 16, "depth": 1},
+        head=head,
+        noise_scale=given,
+    )
+    made = plugin.DriftPolicy(config).eval()
+    assert made.deciding.config.noise_scale == expected
+    assert made.select_action({"observation.state": torch.zeros(4, 3)}).shape == (4, 2)

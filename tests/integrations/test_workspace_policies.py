@@ -147,6 +147,26 @@ def test_decisions_draw_the_configured_candidates(kind: str) -> None:
     assert drawn == [6]
 
 
+@pytest.mark.parametrize("make", [lowdim_policy, image_policy])
+def test_the_noise_at_test_time_is_what_is_usual_for_the_head(make: Any) -> None:
+    assert make().policy.config.noise_scale == 0.5
+    for head in ("flow", "mip", "regression"):
+        assert make(head={"name": head}).policy.config.noise_scale == 1.0
+        assert make(head={"name": head}, noise_scale=0.25).policy.config.noise_scale == 0.25
+
+
+def test_more_steps_may_be_executed_than_trained_with() -> None:
+    """As `eval_real_robot.py` asks for: a robot that moves on while it decides needs the rest of the chunk."""
+    policy, batch = lowdim_policy(), lowdim_data()
+    policy.set_normalizer(fitted(batch))
+    policy.eval().n_action_steps = policy.horizon - policy.n_obs_steps + 1
+    answer = policy.predict_action({"obs": batch["obs"]})
+    assert answer["action"].shape == (len(batch["action"]), 7, 2)
+    assert torch.equal(answer["action"], answer["action_pred"][:, 1:])
+    with pytest.raises(ConfigurationError, match="n_action_steps is 8; give 1 to .* = 7"):
+        policy.n_action_steps = 8
+
+
 def test_double_precision_moves_with_to() -> None:
     policy, batch = lowdim_policy(), lowdim_data()
     policy.set_normalizer(fitted(batch))

@@ -71,6 +71,8 @@ def resnet_policy() -> Policy:
 POLICIES = {
     "unet": lambda: tiny_policy("drift", "conditional_unet1d", horizon=7),
     "transformer": lambda: tiny_policy("drift", "transformer"),
+    "mip, transformer": lambda: tiny_policy("mip", "transformer"),
+    "mip, small_cnn": lambda: tiny_image_policy("mip"),
     "small_cnn, crop and resize": lambda: tiny_image_policy(
         cameras={"cropped": CROPPED, "resized": camera(20, 26, resize=[10, 13], crop=[9, 12])}
     ),
@@ -224,7 +226,7 @@ def test_the_answer_tells_its_time(exported: tuple[Policy, Path]) -> None:
 
 @pytest.mark.parametrize("head", ["diffusion", "flow"])
 def test_iterative_heads_are_refused(head: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=f"head '{head}' draws a chunk in .* steps.*drift and regression"):
+    with pytest.raises(ConfigurationError, match=f"head '{head}' draws .* steps.*drift, mip and regression can"):
         export_policy(tiny_policy(head), tmp_path / "policy.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -287,6 +289,19 @@ class TestFiles:
         onnx.save(model, tmp_path / "changed.onnx")
         with pytest.raises(CheckpointError, match=message):
             OnnxPolicy(tmp_path / "changed.onnx")
+
+    def test_a_provider_that_is_not_there_is_named(
+        self, exported: tuple[Policy, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=r"names NoneExecutionProvider, but this onnxruntime has .*CPU"):
+            OnnxPolicy(exported[1], providers=["NoneExecutionProvider"])
+        # A build for GPUs on a machine whose driver or libraries are missing: the session falls back to the CPU.
+        onnxruntime = pytest.importorskip("onnxruntime")
+        start, names = onnxruntime.InferenceSession, ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+        monkeypatch.setattr(onnxruntime, "InferenceSession", lambda path, options, providers: start(path, options))
+        with pytest.raises(ConfigurationError, match="cannot start CUDA.*, and would compute on the CPU"):
+            OnnxPolicy(exported[1], providers=names)
 
     def test_the_number_of_threads_is_checked(self, exported: tuple[Policy, Path]) -> None:
         with pytest.raises(ValueError, match="num_threads"):

@@ -168,6 +168,7 @@ class TestWrongRequests:
             ({"obs": {"state": np.zeros((1, 2, 1), np.float32)}}, "lacks the key 'obs'"),
             ({"obs": {"obs": np.full((1, 2, 1), np.nan)}}, "holds NaN"),
             ({"obs": {"obs": np.zeros((0, 2, 1), np.float32)}}, "batch size is 0"),
+            ({"obs": {"obs": np.zeros((1025, 2, 1), np.float32)}}, "holds 1025 observations: send at most 1024"),
             ({"obs": None}, "give numbers"),
             ({"obs": {"obs": "text"}}, "give numbers"),
             ({"noise": np.zeros((1, 4, 2), np.float32)}, "noise must be an array of shape"),

@@ -3,13 +3,14 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,29 @@ def wait_until(condition: Any) -> None:
         time.sleep(0.005)
 
 
+@contextmanager
+def frozen_relay(port: int) -> Iterator[tuple[int, threading.Event]]:
+    """Give a port that leads to `port` for one connection, and an event that swallows everything from then on."""
+    freeze = threading.Event()
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not freeze.is_set():
+                    target.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ExitStack() as stack:
+
+        def relay() -> None:
+            near = stack.enter_context(listener.accept()[0])
+            far = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            threading.Thread(target=pump, args=(near, far), daemon=True).start()
+            threading.Thread(target=pump, args=(far, near), daemon=True).start()
+
+        threading.Thread(target=relay, daemon=True).start()
+        yield listener.getsockname()[1], freeze
+
+
 class TestBatches:
     @pytest.mark.parametrize(("max_batch_size", "expected"), [(8, [1, 5]), (3, [1, 3, 2]), (1, [1] * 6)])
     def test_requests_that_wait_together_are_decided_together(
@@ -90,6 +114,29 @@ class TestBatches:
                 client.close()
         assert sum(policy.rows) == 16
         assert all(rows <= 4 or rows == 9 for rows in policy.rows)
+
+    def test_a_policy_that_was_captured_for_a_batch_size_gets_no_other(self) -> None:
+        class Captured(EchoPolicy):
+            batch_size = 3
+
+            def predict_action(self, obs: Any, **options: Any) -> dict[str, Any]:
+                assert len(obs["obs"]) == len(options["noise"]) == self.batch_size
+                return super().predict_action(obs, **options)
+
+        policy = Captured()
+        with running_server(policy, batch_wait_ms=20.0) as server, ThreadPoolExecutor(5) as pool:
+            clients = [PolicyClient(server.url) for _ in range(5)]
+            answers = [
+                pool.submit(client.predict_action, observe(number), noise_scale=0.0)
+                for number, client in enumerate(clients)
+            ]
+            assert [value_of(answer.result(10)) for answer in answers] == [0, 1, 2, 3, 4]
+            with pytest.raises(ValueError, match="obs holds 4 observations: send at most 3 at once"):
+                clients[0].predict_action(np.zeros((4, 2, 1)))
+            assert clients[0].server_facts()["decisions"] == 5
+            for client in clients:
+                client.close()
+        assert set(policy.rows) == {3}
 
     def test_noise_of_one_candidate_and_of_all_is_not_decided_together(self) -> None:
         policy = tiny_policy(num_candidates=3)
@@ -201,6 +248,15 @@ class TestFailures:
             policy.may_answer.set()
             assert value_of(client.predict_action(observe(2), noise_scale=0.0)) == 2
 
+    def test_a_network_that_is_gone_costs_no_more_than_the_timeout(self, server: RunningServer) -> None:
+        with frozen_relay(server.port) as (port, freeze):
+            client = PolicyClient(f"ws://127.0.0.1:{port}", timeout_s=0.3)
+            freeze.set()
+            started = time.monotonic()
+            with pytest.raises(ServerError, match="did not answer within 0.3 s"):
+                client.predict_action(observe(1))
+            assert time.monotonic() - started < 5, "a good-bye that nobody answers is not waited for"
+
     def test_a_shutdown_answers_what_is_under_way(self, policy: EchoPolicy) -> None:
         server = RunningServer(policy)
         with PolicyClient(server.url, reconnect_s=0.2) as client, ThreadPoolExecutor(1) as pool:
@@ -232,6 +288,7 @@ class TestCommand:
             (["ckpt=nowhere"], "nowhere does not exist"),
             (["ckpt=nowhere", "host=0.0.0.0"], "can be reached from other machines"),
             (["ckpt=nowhere.onnx", "device=cuda"], "An .onnx file is served on the CPU"),
+            (["ckpt=nowhere", "device=gpu"], "device=gpu cannot be used"),
             (["ckpt=nowhere", "prot=1"], "did you mean port"),
         ],
     )

@@ -1,5 +1,6 @@
 """The robot loop around any policy: replanning, latency, guard, threads, reset."""
 
+import threading
 import warnings
 from typing import Any
 
@@ -151,6 +152,29 @@ class TestAsynchronous:
             with pytest.raises(OSError, match="cable"):
                 loop.step(observe(3))
 
+    @pytest.mark.parametrize("asynchronous", [False, True])
+    def test_after_an_error_the_next_step_decides_again(self, asynchronous: bool) -> None:
+        def fail(prediction: np.ndarray, number: int) -> np.ndarray:
+            if number == 1:
+                raise OSError("the cable is out")
+            return prediction
+
+        policy = ScriptedPolicy(edit=fail)
+        settings: dict[str, Any] = {"n_action_steps": 11, "replan_every": 4, "asynchronous": asynchronous}
+        with RecedingHorizon(policy, 10.0, **settings) as loop:
+            for step in range(4):
+                loop.step(observe(step))
+            if asynchronous:  # the decision of step 4 is known to have failed in step 5
+                loop.step(observe(4))
+                with pytest.raises(OSError, match="cable"):
+                    finish_pending(loop)
+            with pytest.raises(OSError, match="cable"):
+                loop.step(observe(4 + asynchronous))
+            control = loop.step(observe(5 + asynchronous))
+            assert (control.action[0], control.is_held) == (5 + asynchronous, False)
+            loop.reset()
+        assert policy.observed[2].tolist() == [4 + asynchronous, 5 + asynchronous]
+
     def test_a_decision_of_the_episode_before_is_forgotten(self) -> None:
         policy = ScriptedPolicy(edit=lambda prediction, number: prediction + 100 * number)
         with RecedingHorizon(policy, 10.0, replan_every=2, asynchronous=True) as loop:
@@ -160,6 +184,17 @@ class TestAsynchronous:
             first = loop.step(observe(0))
         assert first.action[0] == 200
         assert policy.observed[-1].tolist() == [0, 0]
+
+    def test_after_a_reset_the_policy_is_free(self) -> None:
+        policy = ScriptedPolicy()
+        with RecedingHorizon(policy, 10.0, replan_every=2, asynchronous=True) as loop:
+            for step in range(2):
+                loop.step(observe(step))
+            policy.may_answer.clear()
+            loop.step(observe(2))
+            threading.Timer(0.1, policy.may_answer.set).start()
+            loop.reset()
+            assert len(policy.observed) == 2, "the decision under way has ended"
 
     def test_a_pytorch_policy_decides_in_the_thread(self) -> None:
         policy = tiny_policy("drift")

@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from drift_policy.errors import ConfigurationError
+from drift_policy.errors import ConfigurationError, require
 from drift_policy.integrations.diffusion_policy.linear_normalizer import from_linear_normalizer
 from drift_policy.policy import build_policy
-from drift_policy.policy_config import ACTION, policy_config_from_mapping, require_constant_loss
+from drift_policy.policy_config import (
+    ACTION,
+    policy_config_from_mapping,
+    require_constant_loss,
+    usual_noise_scale,
+)
+from drift_policy.runtime.spec import executed_steps
 
-# Half the training noise: more precise than all of it. What configs/policy/base_drift.yaml uses.
-NOISE_SCALE = 0.5
 _KINDS = {"low_dim": "state", "rgb": "image"}  # type in a shape_meta -> kind of an ObservationSpec
 
 
@@ -21,7 +25,8 @@ class _WorkspacePolicy(nn.Module):
     """Our policy behind the interface of Diffusion Policy's BaseLowdimPolicy and BaseImagePolicy.
 
     Args:
-        settings: fields of `PolicyConfig`, as `policy_config_from_mapping` takes them.
+        settings: fields of `PolicyConfig`, as `policy_config_from_mapping` takes them; a noise_scale of None is what is
+            usual for the head.
 
     Raises:
         ConfigurationError: a setting that is unknown or cannot work, also a loss that changes with the step.
@@ -29,13 +34,31 @@ class _WorkspacePolicy(nn.Module):
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        config = policy_config_from_mapping(settings)
+        values = dict(settings)
+        if values["noise_scale"] is None:
+            values["noise_scale"] = usual_noise_scale(str(values["head"].get("name")))
+        config = policy_config_from_mapping(values)
         require_constant_loss(config, "a Diffusion Policy workspace")
         self.policy = build_policy(config)
         self.horizon = self.policy.horizon
         self.n_obs_steps = self.policy.n_obs_steps
         self.n_action_steps = self.policy.n_action_steps
         self.action_dim = self.policy.action_dim
+
+    @property
+    def n_action_steps(self) -> int:
+        """Ta: steps in the "action" of an answer; the checkout's `eval_real_robot.py` sets more than the configuration.
+
+        Raises:
+            ConfigurationError: it is set to more than a chunk has from the newest observation on, or to less than 1.
+        """
+        return self._n_action_steps
+
+    @n_action_steps.setter
+    def n_action_steps(self, steps: int) -> None:
+        longest = self.horizon - self.n_obs_steps + 1
+        require(1 <= steps <= longest, f"n_action_steps is {steps}; give 1 to horizon - n_obs_steps + 1 = {longest}.")
+        self._n_action_steps = steps
 
     @property
     def device(self) -> torch.device:
@@ -87,7 +110,8 @@ class _WorkspacePolicy(nn.Module):
         """
         if "past_action" in obs_dict:
             raise ValueError("The policy does not condition on past actions: set past_action: False in the env_runner.")
-        return self.policy.predict_action(self._first_steps(obs_dict))
+        predicted = self.policy.predict_action(self._first_steps(obs_dict))["action_pred"]
+        return {"action": executed_steps(predicted, self.n_obs_steps, self.n_action_steps), "action_pred": predicted}
 
     def reset(self) -> None:
         """Begin a new episode."""
@@ -122,7 +146,7 @@ class DriftLowdimPolicy(_WorkspacePolicy):
         n_action_steps: Ta, steps that are executed.
         network: {"name": ..., settings}, as in configs/policy/network; the residual MLP if absent.
         head: {"name": ..., settings}, as in configs/policy/head; the drift head if absent.
-        noise_scale: factor on the noise at test time.
+        noise_scale: factor on the noise at test time; 0.5 for the drift head and 1 for the others if absent.
         num_candidates: chunks drawn for a decision; the most typical one is executed.
 
     Raises:
@@ -138,7 +162,7 @@ class DriftLowdimPolicy(_WorkspacePolicy):
         n_action_steps: int,
         network: Mapping[str, Any] | None = None,
         head: Mapping[str, Any] | None = None,
-        noise_scale: float = NOISE_SCALE,
+        noise_scale: float | None = None,
         num_candidates: int = 1,
     ) -> None:
         super().__init__(
@@ -172,7 +196,7 @@ class DriftImagePolicy(_WorkspacePolicy):
         share_image_backbone: one network for all cameras instead of one each.
         network: {"name": ..., settings}, as in configs/policy/network; the residual MLP if absent.
         head: {"name": ..., settings}, as in configs/policy/head; the drift head if absent.
-        noise_scale: factor on the noise at test time.
+        noise_scale: factor on the noise at test time; 0.5 for the drift head and 1 for the others if absent.
         num_candidates: chunks drawn for a decision; the most typical one is executed.
 
     Raises:
@@ -191,7 +215,7 @@ class DriftImagePolicy(_WorkspacePolicy):
         share_image_backbone: bool = False,
         network: Mapping[str, Any] | None = None,
         head: Mapping[str, Any] | None = None,
-        noise_scale: float = NOISE_SCALE,
+        noise_scale: float | None = None,
         num_candidates: int = 1,
     ) -> None:
         observations, action_dim = observations_of(shape_meta, crop_shape, resize_shape)

@@ -3,7 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift_policy.policy_config import PolicyConfig, policy_config_from_mapping, require_constant_loss
+from drift_policy.policy_config import (
+    PolicyConfig,
+    policy_config_from_mapping,
+    require_constant_loss,
+    usual_noise_scale,
+)
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import NormalizationMode
 from lerobot.optim.optimizers import AdamWConfig
@@ -45,7 +50,7 @@ class DriftConfig(PreTrainedConfig):
     share_image_backbone: bool = False  # one network for all cameras instead of one each
     resize_shape: tuple[int, int] | None = None  # (height, width) that images are scaled to before the crop
     crop_shape: tuple[int, int] | None = None  # (height, width), random in training, central otherwise
-    noise_scale: float = 0.5  # factor on the noise at test time; training always uses 1
+    noise_scale: float | None = None  # factor on the noise at test time; null is 0.5 for drift and 1 for other heads
     num_candidates: int = 1  # chunks drawn for a decision in one batched evaluation; the most typical one is executed
 
     ema_decay: float = 0.999  # decay of the averaged weights that decide; 0 decides with the trained ones
@@ -129,7 +134,7 @@ class DriftConfig(PreTrainedConfig):
                 "horizon": self.horizon,
                 "n_obs_steps": self.n_obs_steps,
                 "n_action_steps": self.n_action_steps,
-                "noise_scale": self.noise_scale,
+                "noise_scale": usual_noise_scale(self.head) if self.noise_scale is None else self.noise_scale,
                 "num_candidates": self.num_candidates,
                 "network": {"name": self.network, **self.network_settings},
                 "head": {"name": self.head, **self.head_settings},
