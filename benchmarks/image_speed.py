@@ -315,7 +315,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with console.status(f"measuring {size}"):
                 sizes[size] = measure(case)
             console.print(f"{size}: {sizes[size]}", highlight=False)
-            write_json(given.output, {**facts, "precision": given.precision, "sizes": sizes})
+            settings = {"device": device.type, "precision": given.precision}
+            settings |= {"compile": given.compile, "checkpointing": given.checkpointing}
+            write_json(given.output, {**facts, **settings, "sizes": sizes})
         console.print(f"written  {given.output}", highlight=False, soft_wrap=True)
 
 
