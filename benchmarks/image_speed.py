@@ -1,12 +1,12 @@
 """Speed of image generation: images/s of sampling, steps/s of training, and the share of the drift loss in a step.
 
     python -m benchmarks.image_speed --sizes digits_tiny latent_tiny
-    python -m benchmarks.image_speed --sizes latent_B latent_L --device cuda --precision bfloat16 --labels 8 --compile
+    python -m benchmarks.image_speed --sizes latent_B --device cuda --precision bfloat16 --compile --output gpu.json
 
 Random weights and data: speed does not depend on them. Every number stands beside a plain reference of the same run:
 attention written out as softmax(q k^T) v, and the drift loss of `benchmarks.image_ladder.plain_loss`. With --compile
 generator and drift loss are compiled in training, and the loss is timed without it too. Leaves
-results/image_gen/speed.json.
+results/image_gen/speed.json, or --output; every speed*.json there is a part of the table in docs/image_gen.md.
 """
 
 from __future__ import annotations
@@ -315,7 +315,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with console.status(f"measuring {size}"):
                 sizes[size] = measure(case)
             console.print(f"{size}: {sizes[size]}", highlight=False)
-            write_json(given.output, {**facts, "precision": given.precision, "sizes": sizes})
+            settings = {"device": device.type, "precision": given.precision}
+            settings |= {"compile": given.compile, "checkpointing": given.checkpointing}
+            write_json(given.output, {**facts, **settings, "sizes": sizes})
         console.print(f"written  {given.output}", highlight=False, soft_wrap=True)
 
 

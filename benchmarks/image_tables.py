@@ -15,20 +15,30 @@ from benchmarks.tables import NOT_MEASURED, RESULTS, ROOT, fill, is_check, markd
 PAGE = ROOT / "docs" / "image_gen.md"
 STUDIES = ("antisymmetry", "positives", "negatives", "features", "temperatures")
 DISTANCE = "Frechet distance in a small classifier of digits features"
-SCORES = {DISTANCE: ".1f", "accuracy": ".3f"}  # of orderings, with the form of their means
+_REAL_SCORES = {DISTANCE: ".1f", "accuracy": ".3f"}  # of held-out digits, with the form of their means
 _DIGITS_SCORES = {DISTANCE: ".1f", "recall": ".2f", "accuracy": ".3f"}
 _MAE_SCORES = ("precision", "recall", "accuracy")
 _ASSUMED_RATE = 400e12  # FLOP/s of a well-filled H100 in bfloat16
 _RATE_OF = "latent_B"  # the size whose measured steps give the other rate
+_COUNTED_STEP = (1, 64)  # labels, and samples of each, of the steps that benchmarks.image_ladder.cost counts for it
 _FROZEN = ("features_real", "features_generated", "tokenizer")  # parts of a step that are not trained
 Scores = Mapping[str, Any]
 
 
 def digits_table(results: Path) -> str:
-    """Digits: every method with the same network after the same seconds of updates; mean over training seeds."""
+    """Digits: every method with the same network after the same seconds of updates; mean over training seeds.
+
+    Raises:
+        ValueError: the seeds have other methods, steps of drift or numbers of samples than each other.
+    """
     files = _files(results, "digits_seed*.json")
     if not files:
         return NOT_MEASURED
+    # Flow matching makes as many steps as fit into drift's seconds.
+    works = [
+        [_work(run, name)[: 3 if name == "drift" else 2] for name, run in file["methods"].items()] for file in files
+    ]
+    _require_alike("digits", works)
     rows = []
     for method in files[0]["methods"]:
         runs = [file["methods"][method] for file in files]
@@ -36,7 +46,7 @@ def digits_table(results: Path) -> str:
         minutes = sum(run["training"]["seconds"] for run in runs) / len(runs) / 60
         means = _means([run["scores"] for run in runs], _DIGITS_SCORES)
         rows.append([method, evaluations, *means, f"{minutes:.1f}", str(len(runs))])
-    distance, accuracy = _means([files[0]["held_out_real_images"]], SCORES)
+    distance, accuracy = _means([files[0]["held_out_real_images"]], _REAL_SCORES)
     rows.append(["held-out real digits", "", distance, "", accuracy, "", ""])
     return markdown(
         ["method", "evaluations", "Frechet distance", "recall", "accuracy", "training [min]", "seeds"], rows
@@ -44,16 +54,22 @@ def digits_table(results: Path) -> str:
 
 
 def ordering_table(study: str, results: Path) -> str:
-    """One ordering of the paper on the digits: every setting after the same steps; mean, lowest and highest seed."""
+    """One ordering of the paper on the digits: every setting after the same steps; mean, lowest and highest seed.
+
+    Raises:
+        ValueError: the seeds of a number of steps have other settings or numbers of samples than each other.
+    """
     lengths: dict[int, list[dict[str, Any]]] = {}  # steps -> the files of all seeds
     for file in _files(results, f"ordering_{study}_*.json"):
         lengths.setdefault(file["settings"][0]["training"]["steps"], []).append(file)
+    for files in lengths.values():
+        _require_alike(study, [[_work(run, run["setting"]) for run in file["settings"]] for file in files])
     rows = []
     for steps, files in sorted(lengths.items()):
         for settings in zip(*(file["settings"] for file in files), strict=True):
-            scores = [setting["scores"] for setting in settings]
-            rows.append([settings[0]["setting"], *_means_and_ranges(scores, SCORES), f"{steps:,}", str(len(files))])
-    return markdown([study, "Frechet distance", "accuracy", "steps", "seeds"], rows) if rows else NOT_MEASURED
+            scores = _means_and_ranges([setting["scores"] for setting in settings], _DIGITS_SCORES)
+            rows.append([settings[0]["setting"], *scores, f"{steps:,}", str(len(files))])
+    return markdown([study, "Frechet distance", "recall", "accuracy", "steps", "seeds"], rows) if rows else NOT_MEASURED
 
 
 def imagenette_table(results: Path) -> str:
@@ -74,15 +90,16 @@ def speed_table(results: Path) -> str:
     """Sampling and training of each size, beside plain references of the same run."""
     rows = []
     for file in _files(results, "speed*.json"):
-        machine = file["machine"]
-        device = machine["gpu"] if "--device cuda" in file["command"] else f"{machine['threads']} CPU thread(s)"
-        mode = ", ".join([file["precision"], *(["compiled"] if "--compile" in file["command"].split() else [])])
+        machine, mode = file["machine"], _speed_mode(file)
+        device = machine["gpu"] if mode["device"] == "cuda" else f"{machine['threads']} CPU thread(s)"
+        words = {"compile": "compiled", "checkpointing": "with activation checkpointing"}
+        how = ", ".join([file["precision"], *(word for name, word in words.items() if mode[name])])
         for size, row in file["sizes"].items():
             drawn, trained = row["sampling"], row["training"]
             rows.append(
                 [
                     size,
-                    f"{device}, {mode}",
+                    f"{device}, {how}",
                     f"{drawn['images_per_s']:.4g}",
                     f"{drawn['images_per_s'] / drawn['images_per_s_plain_attention']:.2f}",
                     f"{trained['labels_per_step']} x {trained['samples_per_label']}",
@@ -100,13 +117,28 @@ def speed_table(results: Path) -> str:
     return markdown(header, rows) if rows else NOT_MEASURED
 
 
+def _speed_mode(file: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where and how speeds were measured, of which the first files have the command alone."""
+    command = file["command"].split()
+    said = {
+        "device": "cuda" if "--device cuda" in file["command"] else "cpu",
+        "compile": "--compile" in command,
+        "checkpointing": "--checkpointing" in command,
+    }
+    return {name: file.get(name, value) for name, value in said.items()}
+
+
 def cost_table(results: Path) -> str:
     """Counted FLOPs of the paper's runs, and H100 hours at an assumed rate and at that of latent_B's measured steps."""
     found = [*_files(results, "cost.json"), *_files(results, "speed_h100.json")]
     if len(found) < 2:
         return NOT_MEASURED
     cost, speed = found
-    steps_per_s = speed["sizes"][_RATE_OF]["training"]["steps_per_s"]
+    timed = speed["sizes"][_RATE_OF]["training"]
+    step = timed["labels_per_step"], timed["samples_per_label"]
+    if step != _COUNTED_STEP:
+        raise ValueError(f"speed_h100.json has steps of {step} labels and samples, but {_COUNTED_STEP} were counted.")
+    steps_per_s = timed["steps_per_s"]
     measured = sum(cost["flops_of_measured_steps"][_RATE_OF].values()) * steps_per_s
     trainings = cost["generators"] | {f"MAE {name}": run for name, run in cost["autoencoders"].items()}
     rows = []
@@ -134,6 +166,19 @@ TABLES: dict[str, Callable[[Path], str]] = {
 
 def _files(results: Path, pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((results / "image_gen").glob(pattern))]
+
+
+def _work(run: Mapping[str, Any], name: str) -> tuple[str, Any, int]:
+    """Return what runs of several seeds must share to be averaged: name, samples that were judged, steps."""
+    return name, run["scores"].get("num_samples"), run["training"]["steps"]
+
+
+def _require_alike(what: str, works: Sequence[Sequence[tuple[Any, ...]]]) -> None:
+    for other in works[1:]:
+        if other != works[0]:
+            raise ValueError(
+                f"The seeds of {what} cannot be averaged: {works[0]} and {other}. Measure all of them alike."
+            )
 
 
 def _memory(loss: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drift_policy.runtime.client import PolicyClient
+from drift_policy.runtime.client import PolicyClient, ServerError
 from drift_policy.runtime.warm_up import blank_observation
 
 TOLERANCE = 1e-3  # relative; batches of other sizes round otherwise
@@ -50,8 +50,8 @@ def ask(
     """Ask for one decision after the other, always the same, so that every answer is known.
 
     Returns:
-        {"asked", "wrong", "reconnects", "latencies", "batch_size"}; latencies are in seconds, the batch size is the
-        mean of the batches in which the server answered.
+        {"asked", "wrong", "reconnects", "latencies", "batch_size"}; latencies are in seconds and of what was answered,
+        the batch size is the mean of the batches in which the server did.
     """
     asked, wrong, latencies, rows = 0, 0, list[float](), list[float]()
     tolerance, reconnects = TOLERANCE * np.abs(expected).max(), client.num_reconnects
@@ -59,7 +59,10 @@ def ask(
     while time.perf_counter() < ends:
         asked += 1
         begun = time.perf_counter()
-        answer = client.predict_action(observation, noise=noise)
+        try:
+            answer = client.predict_action(observation, noise=noise)
+        except ServerError:
+            continue  # lost: asked, but no latency
         latencies.append(time.perf_counter() - begun)
         rows.append(answer["timing"]["server_batch_size"])
         wrong += int(not np.allclose(answer["action_pred"], expected, rtol=TOLERANCE, atol=tolerance))

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -141,11 +142,23 @@ def finish(clients: Sequence[Process]) -> list[dict[str, Any]]:
     return [dict(json.loads(_read(client))) for client in clients]
 
 
+def latencies_of(results: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
+    """Return the seconds of all answers.
+
+    Raises:
+        SystemExit: there was none.
+    """
+    latencies = np.concatenate([np.asarray(result["latencies"], dtype=np.float64) for result in results])
+    if len(latencies) == 0:
+        raise SystemExit("The server answered nothing.")
+    return latencies
+
+
 def measure_load(server: Server, clients: Sequence[Process], seconds: float) -> dict[str, Any]:
     """Return rates and latencies with so many clients."""
     begin(clients, seconds)
     results = finish(clients)
-    times = 1000 * np.concatenate([result["latencies"] for result in results])
+    times = 1000 * latencies_of(results)
     return {
         "clients": len(clients),
         "max_batch_size": server.max_batch_size,
@@ -179,7 +192,7 @@ def measure_faults(server: Server, clients: Sequence[Process], seconds: float) -
         "reconnects": sum(result["reconnects"] for result in results),
         "server_stop_s": stop_seconds,
         "server_away_s": away,
-        "longest_wait_s": max(max(result["latencies"]) for result in results),
+        "longest_wait_s": float(latencies_of(results).max()),
     }
 
 
@@ -230,7 +243,7 @@ def main() -> None:
     console.print(table)
     console.print(
         f"a client killed and the server restarted: {faults['asked']} asked, {faults['lost']} lost, "
-        f"{faults['wrong']} wrong, longest wait {faults['longest_wait_s']:.1f} s"
+        f"{faults['wrong']} wrong, longest wait for an answer {faults['longest_wait_s']:.1f} s"
     )
     if arguments.output:
         facts = describe_run("-m benchmarks.server_load", sys.argv[1:])

@@ -1,5 +1,7 @@
 """Errors that a user can act on: the command line prints their message, without a traceback and exits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -37,3 +39,12 @@ def require(valid: bool, message: str) -> None:
     """Raise ConfigurationError(message) unless `valid`."""
     if not valid:
         raise ConfigurationError(message)
+
+
+@contextmanager
+def as_configuration_error() -> Iterator[None]:
+    """Turn the ValueError of a check of the drift core, which knows no errors of users, into a ConfigurationError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from torch import Tensor
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, DataError, require
 from drift_policy.manifest import describe_run, write_json
+from drift_policy.result_files import keep_earlier, require_writable
+from image_gen.artifacts.digest import weights_digest
 from image_gen.artifacts.location import TRAINED_FOLDER
 from image_gen.baselines.classifier import train_classifier
 from image_gen.metrics.judges import ClassifierJudge, InceptionJudge, Judge, MaeJudge
@@ -26,6 +28,7 @@ from image_gen.training.config import DataConfig
 from image_gen.training.samples import RealSamples, open_samples
 
 _MAE = "mae:"
+_NOT_COMPARED = ("ckpt", "device", "output")  # settings that say where, not what; the weights are compared themselves
 
 
 @dataclass
@@ -48,7 +51,9 @@ class EvaluateConfig:
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
     tokenizer: str | None = None  # space of the generator; null is as the training noted it
     tokenizer_weights: str | None = None  # folder of its weights
-    output: str | None = None  # the JSON file, written anew; null is evaluation.json beside the checkpoint
+    # The JSON file, written anew. Null is evaluation.json beside the checkpoint; an earlier result there of other
+    # weights or settings is kept as evaluation_1.json, evaluation_2.json, ...
+    output: str | None = None
     batch_size: int = 64  # images at once
 
     def __post_init__(self) -> None:
@@ -69,7 +74,7 @@ class EvaluateConfig:
                 "others are looked for.",
             )
         require_seed(self.seed)
-        given = self.cfg_scale if isinstance(self.cfg_scale, list) else [self.cfg_scale]
+        given = self._given_scales
         numbers = [scale for scale in given if isinstance(scale, (int, float)) and not isinstance(scale, bool)]
         require(
             len({*numbers}) == len(given) > 0 and all(1 <= scale < math.inf for scale in numbers),
@@ -80,8 +85,11 @@ class EvaluateConfig:
     @property
     def scales(self) -> list[float]:
         """The guidance scales."""
-        given = self.cfg_scale if isinstance(self.cfg_scale, list) else [self.cfg_scale]
-        return [float(scale) for scale in given]
+        return [float(scale) for scale in self._given_scales]
+
+    @property
+    def _given_scales(self) -> list[Any]:
+        return self.cfg_scale if isinstance(self.cfg_scale, list) else [self.cfg_scale]
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console) -> dict[str, Any]:
@@ -92,6 +100,9 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
     Raises:
         UserError: anything the user has to change.
     """
+    path = Path(config.output) if config.output else beside(config.ckpt) / "evaluation.json"
+    require_writable(path)
+    started = describe_run("image_gen/evaluate.py", overrides)
     device = choose_device(config.device)
     sampler, metadata = load_sampler(
         config.ckpt,
@@ -112,17 +123,17 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
         f"{drawing.image_channels}: give one that was trained on the generator's data.",
     )
     reference = make_reference(config.reference, real, judge, sampler, config.batch_size, console)
-    foreign = foreign_classes(judge, sampler)
-    if foreign is not None:
-        console.print(f"accuracy is left out: {judge.name} tells other classes apart, {foreign}", highlight=False)
+    _say_what_is_left_out(judge, sampler, console)
     sweep: list[dict[str, Any]] = [
         {"cfg_scale": scale, "scores": score(replace(drawing, cfg_scale=scale), judge, reference, config, console)}
         for scale in config.scales
     ]
     best = min(sweep, key=lambda one: one["scores"][distance_name(judge)])
     result = {
-        **describe_run("image_gen/evaluate.py", overrides),
+        **started,
         "checkpoint": config.ckpt,
+        "weights_sha256": weights_digest(sampler.generator),
+        "settings": {name: value for name, value in asdict(config).items() if name not in _NOT_COMPARED},
         "step": metadata.get("step"),
         "method": sampler.method,
         "evaluations_per_image": sampler.num_evaluations,
@@ -131,12 +142,12 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
         **best,
         **({"sweep": sweep} if len(sweep) > 1 else {}),
     }
-    path = Path(config.output) if config.output else beside(config.ckpt) / "evaluation.json"
+    # A file that the user names is replaced.
+    kept = None if config.output else keep_earlier(path, path, result, ("weights_sha256", "settings"))
     write_json(path, result)
-    if len(sweep) > 1:
-        _print_sweep(sweep, best, distance_name(judge), console)
-    for name, value in best["scores"].items():
-        console.print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)
+    _print_scores(sweep, best, distance_name(judge), console)
+    if kept is not None:
+        console.print(f"kept     the earlier evaluation, of other weights or settings: {kept}", highlight=False)
     console.print(f"written  {path}", highlight=False, soft_wrap=True)
     return result
 
@@ -243,6 +254,20 @@ def beside(ckpt: str) -> Path:
     if not folder.is_dir():
         return Path()
     return folder.parent.parent if folder.as_posix().endswith(TRAINED_FOLDER) else folder
+
+
+def _say_what_is_left_out(judge: Judge, sampler: Sampler, console: Console) -> None:
+    foreign = foreign_classes(judge, sampler)
+    if foreign is not None:
+        console.print(f"accuracy is left out: {judge.name} tells other classes apart, {foreign}", highlight=False)
+
+
+def _print_scores(sweep: list[dict[str, Any]], best: dict[str, Any], distance: str, console: Console) -> None:
+    """Print the scores; of several guidance scales one row each before, and which is the best."""
+    if len(sweep) > 1:
+        _print_sweep(sweep, best, distance, console)
+    for name, value in best["scores"].items():
+        console.print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}", highlight=False)
 
 
 def _print_sweep(sweep: list[dict[str, Any]], best: dict[str, Any], distance: str, console: Console) -> None:

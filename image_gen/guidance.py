@@ -25,11 +25,11 @@ class GuidanceLaw:
     def __post_init__(self) -> None:
         require(
             1 <= self.minimum <= self.maximum,
-            f"guidance: minimum={self.minimum} and maximum={self.maximum} must be at least 1 and in this order.",
+            f"drift.guidance: minimum={self.minimum} and maximum={self.maximum} must be at least 1 and in this order.",
         )
         require(
             0 <= self.unguided_share <= 1,
-            f"guidance.unguided_share must be from 0 to 1, but is {self.unguided_share}.",
+            f"drift.guidance.unguided_share must be from 0 to 1, but is {self.unguided_share}.",
         )
 
     def draw(self, number: int, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from drift_policy.device import choose_device
 from drift_policy.errors import require
+from drift_policy.result_files import require_writable
 from image_gen.evaluation import beside
 from image_gen.pictures import draw_grid, write_png
 from image_gen.sampling import load_sampler, require_seed
@@ -45,6 +46,8 @@ def sample(config: SampleConfig, console: Console) -> Path:
     Raises:
         UserError: anything the user has to change.
     """
+    path = Path(config.output) if config.output else beside(config.ckpt) / "samples.png"
+    require_writable(path)
     device = choose_device(config.device)
     sampler, _ = load_sampler(
         config.ckpt,
@@ -64,7 +67,6 @@ def sample(config: SampleConfig, console: Console) -> Path:
     started = time.perf_counter()
     images = torch.cat([part.cpu() for part in sampler.stream(class_ids, config.seed, config.batch_size)])
     seconds = time.perf_counter() - started
-    path = Path(config.output) if config.output else beside(config.ckpt) / "samples.png"
     write_png(draw_grid(images, len(classes)), path)
     names = sampler.class_names
     shown = [str(number) if names is None else names[number] for number in classes]

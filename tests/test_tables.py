@@ -61,8 +61,8 @@ def test_image_tables_average_over_seeds(tmp_path: Path) -> None:
     assert "| drift | 1 | 15.0 | 0.25 | 0.500 | 1.0 | 2 |" in lines
     assert "| held-out real digits |  | 1.0 |  | 0.900 |  |  |" in lines
     assert image_tables.ordering_table("features", tmp_path).splitlines()[2:] == [
-        "| one | 15.0 [10.0, 20.0] | 0.500 [0.500, 0.500] | 200 | 2 |",
-        "| one | 20.0 | 0.500 | 1,000 | 1 |",
+        "| one | 15.0 [10.0, 20.0] | 0.25 [0.00, 0.50] | 0.500 [0.500, 0.500] | 200 | 2 |",
+        "| one | 20.0 | 0.50 | 0.500 | 1,000 | 1 |",
     ]
     assert image_tables.ordering_table("positives", tmp_path) == tables.NOT_MEASURED
 
@@ -84,7 +84,8 @@ def test_costs_in_hours_follow_from_flops_and_measured_steps(tmp_path: Path) -> 
         "autoencoders": {"latent_256": autoencoder},
         "flops_of_measured_steps": {"latent_B": {"generator": 10**13, "loss": 10**13}},
     }
-    speed = {"sizes": {"latent_B": {"training": {"steps_per_s": 5.0}}}}
+    timed = {"steps_per_s": 5.0, "labels_per_step": 1, "samples_per_label": 64}
+    speed = {"sizes": {"latent_B": {"training": timed}}}
     for name, content in (("cost", cost), ("speed_h100", speed)):
         (folder / f"{name}.json").write_text(json.dumps(content))
     header, _, *rows = image_tables.cost_table(tmp_path).splitlines()
@@ -93,6 +94,59 @@ def test_costs_in_hours_follow_from_flops_and_measured_steps(tmp_path: Path) -> 
         "| ablation | 7,200 | 2,000 + 3,000 | 4.0 | 75% | 20 | 80 | 2.1 |",
         "| MAE latent_256 | 720,000 | 8 | 1.0 | 0% | 500 | 2,000 |  |",
     ]
+    timed["labels_per_step"] = 4
+    (folder / "speed_h100.json").write_text(json.dumps(speed))
+    with pytest.raises(ValueError, match=r"steps of \(4, 64\)"):
+        image_tables.cost_table(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"setting": "two"}, {"steps": 300}, {"num_samples": 10}])
+def test_seeds_that_were_not_measured_alike_are_not_averaged(tmp_path: Path, changes: dict[str, Any]) -> None:
+    folder = tmp_path / "image_gen"
+    folder.mkdir()
+    for seed in range(2):
+        of = {"setting": "drift", "steps": 200, "num_samples": 5000} | (changes if seed else {})
+        scores = {image_tables.DISTANCE: 1.0, "accuracy": 0.5, "recall": 0.5, "evaluations_per_image": 1}
+        run = {
+            "training": {"seconds": 60.0, "steps": of["steps"]},
+            "scores": scores | {"num_samples": of["num_samples"]},
+        }
+        (folder / f"ordering_features_seed{seed}.json").write_text(
+            json.dumps({"settings": [{"setting": of["setting"], **run}]})
+        )
+        (folder / f"digits_seed{seed}.json").write_text(json.dumps({"methods": {of["setting"]: run}}))
+    orderings = image_tables.TABLES["ordering_features"]
+    if "steps" in changes:  # orderings of other lengths are rows of their own
+        assert [row.split(" | ")[-2:] for row in orderings(tmp_path).splitlines()[2:]] == [
+            ["200", "1 |"],
+            ["300", "1 |"],
+        ]
+    for table in (image_tables.digits_table, *([] if "steps" in changes else [orderings])):
+        with pytest.raises(ValueError, match="cannot be averaged"):
+            table(tmp_path)
+
+
+def test_speeds_say_on_what_and_how_they_were_measured(tmp_path: Path) -> None:
+    (tmp_path / "image_gen").mkdir()
+    costs = {"seconds": 1.0, "memory_mb": None}
+    rates = {"steps_per_s": 1.0, "steps_per_s_plain_loss": 1.0, "drift_loss_share": 0.5}
+    training = {"labels_per_step": 4, "samples_per_label": 16, **rates, "drift_loss": costs, "plain_loss": costs}
+    sampling = {"images_per_s": 1.0, "images_per_s_plain_attention": 1.0}
+    file = {
+        "command": "python -m benchmarks.image_speed --device=cuda",
+        "machine": {"gpu": "A GPU", "threads": 1},
+        "precision": "float32",
+        "sizes": {"latent_tiny": {"sampling": sampling, "training": training}},
+    }
+
+    def shown(**settings: Any) -> str:
+        (tmp_path / "image_gen" / "speed.json").write_text(json.dumps(file | settings))
+        return image_tables.speed_table(tmp_path).splitlines()[2].split(" | ")[1]
+
+    assert shown(device="cuda", compile=False, checkpointing=False) == "A GPU, float32"
+    full = shown(device="cpu", compile=True, checkpointing=True)
+    assert full == "1 CPU thread(s), float32, compiled, with activation checkpointing"
+    assert shown(command="python -m x --device cuda --compile") == "A GPU, float32, compiled"  # of the first files
 
 
 def test_results_name_no_folders_of_the_machine_that_made_them() -> None:

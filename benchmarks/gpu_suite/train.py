@@ -58,6 +58,7 @@ class Session:
     def __init__(self, given: argparse.Namespace) -> None:
         self._budget = Budget(given.time_budget_s)
         self._given = given
+        self._facts = describe_run("-m benchmarks.gpu_suite.train", given.arguments)  # of the start
         self._device = open_device(given.device)
         self._prepared = read_prepared(prepared_path(given.prepared, given.task))
         self._windows = self._prepared.windows(self._device)
@@ -137,7 +138,7 @@ class Session:
         self._runs[-1] = run
         done = {run["seed"] for run in self._runs}
         content = {
-            **describe_run("-m benchmarks.gpu_suite.train", given.arguments),
+            **self._facts,
             "name": self._name,
             "task": given.task,
             "head": given.head,

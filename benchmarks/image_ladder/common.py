@@ -94,6 +94,7 @@ class Study:
         torch.set_num_threads(given.threads)
         self.given, self.console = given, console
         self._script, self._arguments = script, list(arguments)
+        self._facts = describe_run(script, arguments)  # now: the checkout may move on while trainings go on
         self.judged = judge_digits(console)
 
     def common_mae(self) -> str:
@@ -137,9 +138,8 @@ class Study:
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Write a result with the facts of this run."""
-        facts = describe_run(self._script, self._arguments)
         path = self.given.results / f"{name}.json"
-        write_json(path, {**facts, "held_out_real_images": self.judged.held_out, **content})
+        write_json(path, {**self._facts, "held_out_real_images": self.judged.held_out, **content})
         self.console.print(f"written  {path}", highlight=False, soft_wrap=True)
 
     def _surroundings(self) -> Surroundings:

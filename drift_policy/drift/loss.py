@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.drift.distributed import global_mean
-from drift_policy.drift.validation import check_samples, check_temperatures, check_weights
+from drift_policy.drift.validation import check_affinity_floor, check_samples, check_temperatures, check_weights
 
 DEFAULT_TEMPERATURES = (0.02, 0.05, 0.2)
 Scope = Literal["batch", "group"]
@@ -164,8 +164,7 @@ def drifted_samples(
 
 def _check_settings(temperatures: Sequence[float] | Tensor, affinity_floor: float, scope: str) -> None:
     check_temperatures("temperatures", temperatures)
-    if not 0 <= affinity_floor < 1:
-        raise ValueError(f"affinity_floor must be in [0, 1), but is {affinity_floor!r}.")
+    check_affinity_floor("affinity_floor", affinity_floor)
     if scope not in ("batch", "group"):
         raise ValueError(f"scope must be 'batch' or 'group', but is {scope!r}.")
 

@@ -90,6 +90,12 @@ def check_temperatures(name: str, values: Sequence[float] | Tensor) -> None:
         raise ValueError(f"{name} must be different from each other, but are {tuple(values)!r}.")
 
 
+def check_affinity_floor(name: str, value: float) -> None:
+    """Require a number in [0, 1): affinities are at most 1."""
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), but is {value!r}.")
+
+
 def check_finite(name: str, value: Tensor) -> None:
     """Require that every entry is finite; else a `NotFiniteError`, or see `is_not_finite`."""
     if value.numel():  # one pass: the extremes of a tensor with NaN are NaN

@@ -24,6 +24,7 @@ from drift_policy.manifest import describe_run, simulator_versions, write_json
 from drift_policy.metadata_keys import ACTION_SPACE, ENVIRONMENT_MADE, SIMULATORS
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
+from drift_policy.result_files import keep_earlier, require_writable
 from drift_policy.serialization import MODEL_FILE, load_policy, resolve_checkpoint
 from drift_policy.task import (
     EnvConfig,
@@ -35,6 +36,8 @@ from drift_policy.task import (
 from drift_policy.task_files import load_task
 
 SCRIPT = "eval_policy.py"
+MANIFEST = "manifest.json"
+_SPEED = ("n_envs", "asynchronous")  # settings of an evaluation that change no result
 
 
 @dataclass
@@ -45,7 +48,9 @@ class EvalConfig:
     evaluation: EvaluationConfig  # which episodes
     task: TaskConfig | None = None  # task to evaluate in; null is the one the checkpoint was trained for
     device: str = "cpu"  # "cpu", "cuda", ...; "auto" takes a GPU if there is one
-    output: str | None = None  # folder of the results; null is the folder eval/ beside the checkpoint
+    # Folder of the results, written anew. Null is the folder eval/ beside the checkpoint; an earlier result there of
+    # other weights or settings is kept as eval_1/, eval_2/, ...
+    output: str | None = None
     video_episodes: int = 0  # episodes to film, beside the action fan; 0 is neither, and renders nothing
     data_path: str | None = None  # tasks without environment: demonstrations to measure on, instead of the task's
     allow_download: bool = True  # tasks without environment: whether demonstrations may be fetched from their site
@@ -81,8 +86,13 @@ def evaluate(
     task = _trained_task(policy, folder, tasks, further_tasks) if config.task is None else config.task
     _check_action_space(policy, task)
     output = Path(config.output) if config.output else _default_output(config.ckpt, folder)
+    require_writable(output / MANIFEST)
     console.print(f"policy   {folder}, trained on {policy.metadata.get('task', 'an unknown task')}", highlight=False)
-    facts = {**describe_run(SCRIPT, overrides), "checkpoint": checkpoint_facts(policy, folder)}
+    facts = {
+        **describe_run(SCRIPT, overrides),
+        "checkpoint": checkpoint_facts(policy, folder),
+        "settings": _course_of(config, task),
+    }
     if task.env is None:
         return _evaluate_open_loop(policy, task, config, facts, output, console)
     if config.data_path is not None:
@@ -95,11 +105,26 @@ def evaluate(
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     _say_other_simulators(policy, console)
     facts["evaluation"] = evaluation_manifest(policy, env, result, config.evaluation)
-    write_json(output / "manifest.json", facts)
+    _keep_earlier(config, output, facts, console)
+    write_json(output / MANIFEST, facts)
     if config.video_episodes:
         write_artifacts(policy, env, config.evaluation, output, config.video_episodes, console)
-    console.print(f"written  {output / 'manifest.json'}", highlight=False)
+    console.print(f"written  {output / MANIFEST}", highlight=False)
     return result
+
+
+def _course_of(config: EvalConfig, task: TaskConfig) -> dict[str, Any]:
+    """Return the settings that decide what is measured."""
+    evaluation = {name: value for name, value in asdict(config.evaluation).items() if name not in _SPEED}
+    environment = None if task.env is None else task.env.made_as()
+    return {"task": task.name, "environment": environment, "evaluation": evaluation}
+
+
+def _keep_earlier(config: EvalConfig, output: Path, facts: dict[str, Any], console: Console) -> None:
+    """Rename the default folder if it holds the result of another question; a folder that was named is replaced."""
+    kept = None if config.output else keep_earlier(output, output / MANIFEST, facts, ("checkpoint", "settings", "data"))
+    if kept is not None:
+        console.print(f"kept     the earlier evaluation, of other weights or settings: {kept}", highlight=False)
 
 
 def checkpoint_facts(policy: Policy, folder: Path) -> dict[str, Any]:
@@ -239,14 +264,15 @@ def _evaluate_open_loop(
     )
     windows = windows_to_evaluate(policy, task, demonstrations, console)
     ends = demonstrations.buffer.episode_ends
+    facts["data"] = demonstrations.describe(task.dataset.name)
+    _keep_earlier(config, output, facts, console)
     result = evaluate_offline(policy, windows, ends, config.evaluation, output, console)
     facts |= {
-        "data": demonstrations.describe(task.dataset.name),
         "evaluation": None,  # there is no environment
         "open_loop": open_loop_manifest(policy, result, config.evaluation),
     }
-    write_json(output / "manifest.json", facts)
-    console.print(f"written  {output / 'manifest.json'}", highlight=False)
+    write_json(output / MANIFEST, facts)
+    console.print(f"written  {output / MANIFEST}", highlight=False)
     return result
 
 

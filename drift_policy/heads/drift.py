@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from drift_policy.drift import drift_loss, energy_loss, temperature_score
 from drift_policy.drift.loss import Scope
 from drift_policy.drift.temperatures import MIN_SAMPLES
-from drift_policy.drift.validation import check_temperatures
-from drift_policy.errors import ConfigurationError, require
+from drift_policy.drift.validation import check_affinity_floor, check_temperatures
+from drift_policy.errors import ConfigurationError, as_configuration_error, require
 from drift_policy.heads.base import ActionHead, Draws, Generators, Metrics
 from drift_policy.networks import ActionNetwork
 
@@ -40,12 +40,9 @@ class DriftHeadConfig:
             raise ConfigurationError(
                 f"head.samples_per_observation must be at least 1, but is {self.samples_per_observation}."
             )
-        try:
+        with as_configuration_error():
             check_temperatures("head.temperatures", self.temperatures)
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from error
-        if not 0 <= self.affinity_floor < 1:
-            raise ConfigurationError(f"head.affinity_floor must be in [0, 1), but is {self.affinity_floor}.")
+            check_affinity_floor("head.affinity_floor", self.affinity_floor)
         if self.scope not in ("batch", "group"):
             raise ConfigurationError(f"head.scope must be 'batch' or 'group', but is {self.scope!r}.")
         require(

@@ -15,6 +15,18 @@ ONE_POSITIVE = {
 }  # ways to several positives -> the value that leaves it at one
 
 
+def require_betas(name: str, betas: list[float]) -> None:
+    """Require AdamW's moment decays, of trainings of policies and of images.
+
+    Raises:
+        ConfigurationError: they are not two numbers in [0, 1).
+    """
+    require(
+        len(betas) == 2 and all(0 <= beta < 1 for beta in betas),
+        f"{name} must be two numbers in [0, 1), but is {betas}.",
+    )
+
+
 @dataclass
 class TrainerConfig:
     """How a policy is optimised."""
@@ -69,10 +81,7 @@ class TrainerConfig:
             f"trainer.gradient_clip must be null or positive, but is {self.gradient_clip}.",
         )
         require(0 <= self.ema_decay < 1, f"trainer.ema_decay must be in [0, 1), but is {self.ema_decay}.")
-        require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"trainer.betas must be two numbers in [0, 1), but is {self.betas}.",
-        )
+        require_betas("trainer.betas", self.betas)
         require(0 <= self.val_ratio < 1, f"trainer.val_ratio must be in [0, 1), but is {self.val_ratio}.")
         for name, choices in (("precision", PRECISIONS), ("sharding", SHARDINGS), ("data_placement", PLACEMENTS)):
             value = getattr(self, name)

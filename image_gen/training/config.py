@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift_policy.drift.validation import check_temperatures
-from drift_policy.errors import ConfigurationError, require
+from drift_policy.drift.validation import check_affinity_floor, check_temperatures
+from drift_policy.errors import as_configuration_error, require
 from drift_policy.training.logger_config import LoggerConfig
-from drift_policy.training.trainer_config import PRECISIONS, SHARDINGS
+from drift_policy.training.trainer_config import PRECISIONS, SHARDINGS, require_betas
 from image_gen.guidance import GuidanceLaw
 from image_gen.memory_bank import STORAGE_TYPES
 from image_gen.models.mae import MAE_SIZES
@@ -63,23 +63,25 @@ class OptimizerConfig:
     sample_every: int = 500  # steps between pictures of samples; 0 is only at the end
     checkpoint_every: int = 500  # steps between saves
 
-    def __post_init__(self) -> None:
+    def check(self, where: str) -> None:
+        """Require settings that can work; `where` is what the user calls this part, as several have one.
+
+        Raises:
+            ConfigurationError: one cannot.
+        """
         for name in ("num_steps", "gradient_accumulation_steps", "log_every", "checkpoint_every"):
-            require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, but is {getattr(self, name)}.")
+            require(getattr(self, name) >= 1, f"{where}.{name} must be at least 1, but is {getattr(self, name)}.")
         for name in ("warmup_steps", "sample_every", "weight_decay"):
-            require(getattr(self, name) >= 0, f"trainer.{name} must not be negative, but is {getattr(self, name)}.")
-        require(self.learning_rate > 0, f"trainer.learning_rate must be positive, but is {self.learning_rate}.")
+            require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, but is {getattr(self, name)}.")
+        require(self.learning_rate > 0, f"{where}.learning_rate must be positive, but is {self.learning_rate}.")
         for name in ("gradient_clip", "max_seconds", "num_threads"):
             value = getattr(self, name)
-            require(value is None or value > 0, f"trainer.{name} must be null or positive, but is {value}.")
-        require(0 <= self.ema_decay < 1, f"trainer.ema_decay must be in [0, 1), but is {self.ema_decay}.")
-        require(
-            len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas),
-            f"trainer.betas must be two numbers in [0, 1), but is {self.betas}.",
-        )
+            require(value is None or value > 0, f"{where}.{name} must be null or positive, but is {value}.")
+        require(0 <= self.ema_decay < 1, f"{where}.ema_decay must be in [0, 1), but is {self.ema_decay}.")
+        require_betas(f"{where}.betas", self.betas)
         for name, choices in (("precision", PRECISIONS), ("sharding", SHARDINGS)):
             value = getattr(self, name)
-            require(value in choices, f"trainer.{name} must be one of {', '.join(choices)}, but is {value!r}.")
+            require(value in choices, f"{where}.{name} must be one of {', '.join(choices)}, but is {value!r}.")
 
 
 @dataclass
@@ -132,14 +134,9 @@ class DriftConfig:
             f"drift.labels_per_step={self.labels_per_step} are the classes of the newest real samples, so "
             f"drift.bank.push_per_step={self.bank.push_per_step} must be at least as many.",
         )
-        try:
+        with as_configuration_error():
             check_temperatures("drift.temperatures", self.temperatures)
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from error
-        require(
-            0 <= self.affinity_floor < 1,
-            f"drift.affinity_floor must be in [0, 1), but is {self.affinity_floor}.",
-        )
+            check_affinity_floor("drift.affinity_floor", self.affinity_floor)
 
 
 @dataclass
@@ -154,12 +151,18 @@ class MaeRecipe:
     classification_ramp: int = 0  # steps in which its weight grows from 0
     trainer: OptimizerConfig = field(default_factory=OptimizerConfig)  # optimisation
 
-    def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"mae.batch_size must be at least 1, but is {self.batch_size}.")
+    def check(self, where: str) -> None:
+        """Require settings that can work; `where` is what the user calls this recipe.
+
+        Raises:
+            ConfigurationError: one cannot.
+        """
+        require(self.batch_size >= 1, f"{where}.batch_size must be at least 1, but is {self.batch_size}.")
         for name in ("mask_ratio", "classification_weight"):
-            require(0 <= getattr(self, name) <= 1, f"mae.{name} must be from 0 to 1, but is {getattr(self, name)}.")
+            require(0 <= getattr(self, name) <= 1, f"{where}.{name} must be from 0 to 1, but is {getattr(self, name)}.")
         for name in ("classification_steps", "classification_ramp"):
-            require(getattr(self, name) >= 0, f"mae.{name} must not be negative, but is {getattr(self, name)}.")
+            require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, but is {getattr(self, name)}.")
+        self.trainer.check(f"{where}.trainer")
 
 
 @dataclass
@@ -208,6 +211,7 @@ class FeatureConfig:
     activation_checkpointing: bool = False  # recompute the MAE's blocks in the generator's backward pass: less memory
 
     def __post_init__(self) -> None:
+        self.mae_training.check("feature.mae_training")
         require(
             self.encoder in ENCODERS, f"feature.encoder must be one of {', '.join(ENCODERS)}, but is {self.encoder!r}."
         )
@@ -265,6 +269,10 @@ class MaeTrainConfig(RunConfig):
 
     mae: MaeRecipe = field(default_factory=MaeRecipe)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.mae.check("mae")
+
     @property
     def trainer(self) -> OptimizerConfig:
         """How it is optimised."""
@@ -284,6 +292,7 @@ class GeneratorTrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.trainer.check("trainer")
         require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}, but is {self.method!r}.")
         trains_mae = self.method == "drift" and self.feature.encoder == "mae" and self.feature.mae is None
         require(

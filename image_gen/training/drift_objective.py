@@ -12,6 +12,7 @@ from drift_policy.drift import DriftInfo, drift_loss
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import step_generator
 from drift_policy.training.stepped_training import Metrics
+from image_gen.artifacts.digest import weights_digest
 from image_gen.encoders.base import FeatureExtractor
 from image_gen.feature_loss import (
     INPUT_FEATURE,
@@ -208,6 +209,10 @@ class DriftObjective(Objective[DiT, DriftStep]):
         if found:
             self.bank.load_state_dict(found)
         return bool(found)
+
+    def encoders_digest(self) -> str | None:
+        """Return a digest of the weights of the feature extractor, if it has any."""
+        return weights_digest(self.features) if self.features.state_dict() else None
 
     def close(self) -> None:
         """End the worker processes of the stream."""

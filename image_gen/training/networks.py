@@ -36,13 +36,18 @@ def generator_for(samples: RealSamples, model: Mapping[str, Any]) -> DiT:
     return build_generator(name, **(decided | changes))
 
 
-def mae_for(samples: RealSamples, model: Mapping[str, Any]) -> MAE:
+def mae_for(samples: RealSamples, model: Mapping[str, Any], where: str = "mae.model") -> MAE:
     """Build the masked autoencoder of a configuration, with the channels and classes of the data.
+
+    Args:
+        samples: the data.
+        model: `name` of a size, and changes of its settings.
+        where: what the user calls `model`, for messages.
 
     Raises:
         ConfigurationError: unknown settings, or sizes that do not fit together.
     """
-    name, changes = _name_and_changes(model, "mae.model")
+    name, changes = _name_and_changes(model, where)
     return build_mae(name, **({"in_channels": samples.sample_shape[0], "num_classes": samples.num_classes} | changes))
 
 

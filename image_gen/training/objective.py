@@ -63,6 +63,10 @@ class Objective(ABC, Generic[Network, Step]):
         """Take back what `state` returned; whether there was anything."""
         return False
 
+    def encoders_digest(self) -> str | None:
+        """Return a digest of the weights of frozen encoders that the loss depends on; None without encoders."""
+        return None
+
     def close(self) -> None:
         """End worker processes."""
 

@@ -157,7 +157,7 @@ def train_mae(
     samples = _open(config, processes)
     torch.manual_seed(config.seed)
     with processes.agreed():
-        network = mae_for(samples, config.mae.model).to(processes.device)
+        network = mae_for(samples, config.mae.model, f"{recipe_setting}.model").to(processes.device)
     network.encoder.activation_checkpointing = config.trainer.activation_checkpointing
     say(f"MAE      {_millions(network)}, on {_describe(processes)}, in {run_folder(config)}")
     metadata: dict[str, object] = {
@@ -288,7 +288,7 @@ def _run(
 ) -> None:
     started = describe_run(around.script, around.overrides)  # now: the checkout may move on while the run goes on
     run_dir, processes = run_folder(config), objective.processes
-    settings = course_of(config, samples.facts)
+    settings = course_of(config, samples.facts, objective.encoders_digest())
     if going_on:
         with processes.agreed():
             check_settings(run_dir, settings)

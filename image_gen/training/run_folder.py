@@ -29,7 +29,7 @@ from image_gen.training.config import (
     OptimizerConfig,
     RunConfig,
 )
-from image_gen.training.samples import MIRRORED
+from image_gen.training.samples import MIRRORED, TOKENIZER_DIGEST
 
 SETTINGS_FILE = "settings.json"
 # Settings that may change between the parts of a resumed run: they say where and how long, not what is computed.
@@ -51,6 +51,12 @@ _WITHOUT_EFFECT = (
         for name in ("activation_checkpointing", "checkpoint_every")
     ),
 )
+_ENCODERS = "encoders_sha256"
+# Digests among the settings -> what a user calls what they stand for.
+_DIGESTS = {
+    _ENCODERS: "the weights of its encoders (feature.mae, feature.convnext, feature.own)",
+    f"data.{TOKENIZER_DIGEST}": "the weights of its tokenizer (dataset.tokenizer_weights)",
+}
 _SECTIONS = {
     "dataset": DataConfig,
     "drift": DriftConfig,
@@ -117,11 +123,14 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any], advice: str | Non
     now = json.loads(json.dumps(settings))
     defaults = {name: asdict(kind()) for name, kind in _SECTIONS.items()}
     changed = differing_settings(_completed(_with_mirrored(before), now, defaults), now)
-    refuse_changes(run_dir, [name for name in changed if name not in _WITHOUT_EFFECT], advice)
+    # Older releases stored no digests, and who only looks whether a run is there has not loaded its encoders.
+    unknown = [name for name in _DIGESTS if None in (_value(before, name), _value(now, name))]
+    changed = [_DIGESTS.get(name, name) for name in changed if name not in (*_WITHOUT_EFFECT, *unknown)]
+    refuse_changes(run_dir, changed, advice)
 
 
-def course_of(config: RunConfig, data_facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that determine the course of a run, with the identity of the data.
+def course_of(config: RunConfig, data_facts: Mapping[str, Any], encoders_digest: str | None = None) -> dict[str, Any]:
+    """Return the settings that determine the course of a run, with the identity of the data and of frozen encoders.
 
     The number of steps is free, so that a finished run can be made longer; not so for a masked autoencoder whose
     classifier is trained in the last steps.
@@ -131,7 +140,14 @@ def course_of(config: RunConfig, data_facts: Mapping[str, Any]) -> dict[str, Any
     free = [n for n in _FREE_OF_TRAINER if n != "num_steps" or not recipe.get("classification_steps")]
     recipe["trainer"] = {name: value for name, value in recipe["trainer"].items() if name not in free}
     settings["dataset"] = {name: value for name, value in settings["dataset"].items() if name != "num_workers"}
-    return settings | {"data": dict(data_facts)}
+    return settings | {"data": dict(data_facts), **({} if encoders_digest is None else {_ENCODERS: encoders_digest})}
+
+
+def _value(settings: Any, name: str) -> Any:
+    """Return the setting of a dotted name, or None."""
+    for part in name.split("."):
+        settings = settings.get(part) if isinstance(settings, dict) else None
+    return settings
 
 
 def _with_mirrored(before: Any) -> Any:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from drift_policy.errors import ConfigurationError, UserError, require
 from drift_policy.training.parallel import Processes
 from drift_policy.training.schedule import batch_indices
+from image_gen.artifacts.digest import weights_digest
 from image_gen.data.batches import Batch, Batches, LabelledSamples, opened
 from image_gen.data.latents import CachedLatents, CacheIndex
 from image_gen.tokenizers import Tokenizer
@@ -25,6 +26,7 @@ from image_gen.training.config import DataConfig
 from image_gen.training.schedule import LATENTS, row_generator
 
 MIRRORED = "mirrored"  # among the facts: whether half of the samples are mirrored, as dataset.flip and the cache say
+TOKENIZER_DIGEST = "tokenizer_sha256"  # among the facts: of the weights that images become latents with
 # Settings of the data -> what a cache calls them.
 _OF_CACHE = {"name": "dataset", "split": "split", "image_size": "image_size", "tokenizer": "tokenizer"}
 # Tokenizers come with data sets and models, so that a value alone does not tell who chose it.
@@ -73,6 +75,7 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         prefix="dataset.",
     )
     images, flip = source.images, bool(config.flip)
+    encoder = None if config.tokenizer == "pixels" else source.tokenizer
     transform = ImageTransform(source.image_size, crop=config.crop, flip=flip)
     return RealSamples(
         dataset=TransformedImages(images, transform, seed),
@@ -80,13 +83,14 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         sample_shape=source.latent_shape,
         tokenizer=config.tokenizer,
         tokenizer_weights=config.tokenizer_weights,
-        encoder=None if config.tokenizer == "pixels" else source.tokenizer,
+        encoder=encoder,
         facts={
             "name": config.name,
             "split": config.split,
             "images": len(images),
             "classes": images.num_classes,
             MIRRORED: flip,
+            **({} if encoder is None else {TOKENIZER_DIGEST: weights_digest(encoder)}),
         },
     )
 

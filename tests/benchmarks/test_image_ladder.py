@@ -112,7 +112,9 @@ def test_speed_stands_beside_a_plain_reference(tmp_path: Path) -> None:
     output = tmp_path / "speed.json"
     small = ["--labels", "2", "--samples", "2", "--seconds", "0.01"]
     image_speed.main(["--sizes", "digits_tiny", *small, "--output", str(output)])
-    size = json.loads(output.read_text())["sizes"]["digits_tiny"]
+    content = json.loads(output.read_text())
+    assert (content["device"], content["compile"], content["checkpointing"]) == ("cpu", False, False)
+    size = content["sizes"]["digits_tiny"]
     assert size["sampling"]["images_per_s"] > 0
     assert size["sampling"]["images_per_s_plain_attention"] > 0
     assert 0 < size["training"]["drift_loss_share"] < 3

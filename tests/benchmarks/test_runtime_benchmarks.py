@@ -15,8 +15,9 @@ pytest.importorskip("diffusers", reason="needs the package `diffusers` of the tr
 pytest.importorskip("onnxruntime", reason="needs the packages of the export extra")
 pytest.importorskip("websockets", reason="needs the packages of the serve extra")
 
-from benchmarks import runtime_latency, server_load, timing  # noqa: E402  # after the packages are there
+from benchmarks import load_client, runtime_latency, server_load, timing  # noqa: E402  # after the packages are there
 from benchmarks.timing import measure_in_turns  # noqa: E402
+from drift_policy.runtime.client import ServerError  # noqa: E402
 from drift_policy.runtime.onnx_policy import OnnxPolicy  # noqa: E402
 from drift_policy.runtime.spec import describe_policy  # noqa: E402
 from tests.helpers.image_policies import tiny_image_policy  # noqa: E402
@@ -118,6 +119,28 @@ def test_goals_are_compared_with_what_was_measured() -> None:
     cases = {"eager": row(2.0, 1.0), "onnx": row(1.5, 0.7), runtime_latency.DDPM: row(300.0, 150.0)}
     met = [goal["is_met"] for goal in runtime_latency.check_goals({"state": cases})]
     assert met == [False, True, False, False, True]
+
+
+def test_questions_without_an_answer_are_lost() -> None:
+    """A server that answers every second question."""
+    answer = {"action_pred": np.ones((1, 6, 2)), "timing": {"server_batch_size": 2.0}}
+
+    class Client:
+        num_reconnects = 0
+        asked = 0
+
+        def predict_action(self, observation: object, noise: object) -> dict[str, object]:
+            self.asked += 1
+            if self.asked % 2:
+                raise ServerError("no answer")
+            return answer
+
+    client = Client()
+    result = load_client.ask(client, {}, np.zeros(1), np.ones((1, 6, 2)), seconds=0.01)  # type: ignore[arg-type]
+    assert result["asked"] == client.asked > 2 and len(result["latencies"]) == client.asked // 2
+    assert result["wrong"] == 0 and result["batch_size"] == 2
+    with pytest.raises(SystemExit, match="answered nothing"):
+        server_load.latencies_of([result | {"latencies": []}])
 
 
 def test_the_load_program_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

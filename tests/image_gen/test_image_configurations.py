@@ -1,5 +1,6 @@
 """The released hyper-parameters, typed once here, against configs/image_gen (tables 8 and 9 of arXiv 2602.04770)."""
 
+import json
 from dataclasses import asdict
 from typing import Any
 
@@ -115,6 +116,7 @@ def test_every_configuration_composes() -> None:
         ("drift.temperatures=[]", r"drift\.temperatures must hold at least one"),
         ("drift.affinity_floor=1.0", r"drift\.affinity_floor must be in \[0, 1\), but is 1\.0"),
         ("trainer.betas=[0.9,1.0]", r"trainer\.betas must be two numbers in \[0, 1\), but is \[0\.9, 1\.0\]"),
+        ("drift.guidance.unguided_share=2", r"^drift\.guidance\.unguided_share must"),
         ("picture.cfg_scale=0.5", "cfg_scale"),
         ("name=a/b", "plain folder name"),
         ("+drift.temperature=0.1", r"drift\.temperature does not fit: Key 'temperature' not in"),
@@ -123,6 +125,32 @@ def test_every_configuration_composes() -> None:
 def test_settings_that_cannot_work_are_refused(override: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         generator_config("dataset=imagenet256", "model=ablation", override)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("batch_size=0", "batch_size must be at least 1, but is 0"),
+        ("mask_ratio=1.5", "mask_ratio must be from 0 to 1"),
+        ("classification_ramp=-1", "classification_ramp must not be negative"),
+        ("trainer.num_steps=0", r"trainer\.num_steps must be at least 1"),
+        ("trainer.betas=[0.9]", r"trainer\.betas must be two numbers"),
+        ("trainer.precision=int8", r"trainer\.precision must be one of"),
+    ],
+)
+def test_settings_of_an_autoencoder_are_refused_by_the_name_that_was_given(setting: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^mae\.{message}"):
+        mae_config(f"mae.{setting}")
+    with pytest.raises(ConfigurationError, match=rf"^feature\.mae_training\.{message}"):
+        generator_config(f"feature.mae_training.{setting}")
+    values = asdict(generator_config())
+    name, value = setting.split("=")
+    section = values["feature"]["mae_training"]
+    for part in name.split(".")[:-1]:
+        section = section[part]
+    section[name.rpartition(".")[2]] = json.loads(value) if value[0] in "[-01" else value
+    with pytest.raises(ConfigurationError, match=rf"^feature\.mae_training\.{message}"):
+        from_values(GeneratorTrainConfig, values, "")
 
 
 def test_a_recipe_of_an_autoencoder_can_be_chosen() -> None:

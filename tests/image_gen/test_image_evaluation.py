@@ -23,6 +23,7 @@ from image_gen.metrics.judges import ClassifierJudge, Judge, Judgement, MaeJudge
 from image_gen.metrics.statistics import moments_of
 from image_gen.models import build_generator, build_mae
 from image_gen.reference import Reference, make_reference, to_images, with_channels
+from image_gen.sample_images import SampleConfig, sample
 from image_gen.sampling import Sampler
 from image_gen.tokenizers import Tokenizer
 from image_gen.tokenizers.pixels import Pixels
@@ -374,6 +375,32 @@ def test_several_guidance_scales_are_scored_at_once(tmp_path: Path) -> None:
     assert len({entry["scores"][distance] for entry in result["sweep"]}) == 3
     assert f"best     cfg_scale={best['cfg_scale']:g}" in said
     assert json.loads((tmp_path / "generator/evaluation.json").read_text()) == result
+
+
+def test_an_earlier_evaluation_is_kept_unless_it_asked_the_same(tmp_path: Path) -> None:
+    first, said = evaluated_by(tmp_path, {}, cfg_scale=2.0)
+    assert "kept" not in said and "kept" not in evaluated_by(tmp_path, {}, cfg_scale=2.0)[1]
+    second, said = evaluated_by(tmp_path, {}, cfg_scale=3.0)
+    kept = tmp_path / "generator/evaluation_1.json"
+    assert f"kept     the earlier evaluation, of other weights or settings: {kept}" in said
+    assert json.loads(kept.read_text())["scores"] == first["scores"]
+    assert json.loads((tmp_path / "generator/evaluation.json").read_text()) == second
+    config = EvaluateConfig(**second["settings"], ckpt=str(tmp_path / "generator"))  # type: ignore[arg-type]
+    network = tiny_sampler().generator
+    save_model(network, tmp_path / "generator", {"tokenizer": "pixels"})
+    evaluate(replace(config, output=str(kept)), [], QUIET)  # a named file is replaced
+    assert len(list((tmp_path / "generator").glob("evaluation*"))) == 2
+    evaluate(config, [], QUIET)
+    assert json.loads((tmp_path / "generator/evaluation_2.json").read_text()) == second
+
+
+def test_an_output_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path, tmp_path / "file/scores.json"):
+        with pytest.raises(ConfigurationError, match=r"choose another, output="):
+            evaluate(EvaluateConfig("absent", output=str(output)), [], QUIET)
+        with pytest.raises(ConfigurationError, match=r"choose another, output="):
+            sample(SampleConfig("absent", output=str(output)), QUIET)
 
 
 def test_a_flow_model_takes_no_guidance(tmp_path: Path) -> None:

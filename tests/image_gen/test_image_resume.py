@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
+from image_gen.artifacts.digest import weights_digest
 from image_gen.training import loop as loop_module
+from image_gen.training.run_folder import check_settings, record_settings
+from image_gen.training.samples import TOKENIZER_DIGEST
 from tests.helpers.image_runs import (
     STATE,
     largest_difference,
@@ -106,6 +111,46 @@ def test_where_queues_lie_and_what_is_saved_may_change_at_a_resume(tmp_path: Pat
     train_tiny(tmp_path, *first)
     changed = ["drift.bank.device=cpu", "drift.bank.save_limit_mb=100", "trainer.checkpoint_every=2"]
     assert largest_difference(train_tiny(tmp_path, *changed, "resume=true"), whole) == 0
+
+
+def test_weights_of_frozen_networks_that_changed_are_noticed(tmp_path: Path, whole: Path) -> None:
+    mae = tmp_path / "mae"
+    shutil.copytree(mae_of(whole) / "checkpoints/last", mae)
+    own = [f"feature.mae={mae}", "trainer.num_steps=1"]
+    run = train_tiny(tmp_path, *own)
+    settings = json.loads((run / "settings.json").read_text())
+    weights = mae / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, weights)
+    more = [own[0], "trainer.num_steps=2", "resume=true"]
+    with pytest.raises(ConfigurationError, match=r"other values of the weights of its encoders \(feature\.mae"):
+        train_tiny(tmp_path, *more)
+    save_file(tensors, weights)
+    train_tiny(tmp_path, *more)
+    save_file({name: tensor + 1e-3 for name, tensor in tensors.items()}, weights)
+    del settings["encoders_sha256"]  # as older releases did not store it
+    (run / "settings.json").write_text(json.dumps(settings))
+    train_tiny(tmp_path, own[0], "trainer.num_steps=3", "resume=true")
+
+
+def test_digests_are_compared_where_both_are_known(tmp_path: Path) -> None:
+    def check(before: dict[str, str], now: dict[str, str]) -> None:
+        record_settings(tmp_path, {"data": before})
+        check_settings(tmp_path, {"data": now})
+
+    one, other = {TOKENIZER_DIGEST: "1"}, {TOKENIZER_DIGEST: "2"}
+    for before, now in ((one, one), (one, {}), ({}, one)):
+        check(before, now)
+    with pytest.raises(ConfigurationError, match=r"other values of the weights of its tokenizer \(dataset\.tok"):
+        check(one, other)
+
+
+def test_a_digest_is_of_the_numbers() -> None:
+    network = torch.nn.Linear(2, 2).requires_grad_(False)
+    before = weights_digest(network)
+    assert weights_digest(deepcopy(network)) == before == weights_digest(network.to(torch.float32))
+    network.bias[0] += 1e-6
+    assert weights_digest(network) != before != weights_digest(deepcopy(network).double())
 
 
 def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:

@@ -86,6 +86,35 @@ def test_evaluating_repeats_the_measurement_of_the_training(run: Path) -> None:
     assert manifest["evaluation"] is None and manifest["data"]["sha256"] == trained["data"]["sha256"]
 
 
+def test_an_earlier_evaluation_is_kept_unless_it_asked_the_same(run: Path, tmp_path: Path) -> None:
+    data = str(run.parents[2] / "point.zarr")
+    config = EvalConfig(str(run / "checkpoints" / "last"), EvaluationConfig(), robot_task(), data_path=data)
+    folder = run / "checkpoints" / "last" / "eval"
+
+    def evaluate_with(n_envs: int, policy_seed: int, **changes: Any) -> list[str]:
+        evaluation = EvaluationConfig(n_envs=n_envs, policy_seed=policy_seed)
+        evaluate(replace(config, evaluation=evaluation, **changes), run, [], QUIET)
+        return sorted(path.name for path in folder.parent.glob("eval*"))
+
+    assert [evaluate_with(1, 0), evaluate_with(2, 0)] == [["eval"], ["eval"]]
+    assert evaluate_with(1, 1) == ["eval", "eval_1"]
+    seeds = [
+        json.loads((folder.parent / name / "manifest.json").read_text())["settings"] for name in ("eval_1", "eval")
+    ]
+    assert [settings["evaluation"]["policy_seed"] for settings in seeds] == [0, 1]
+    assert (folder.parent / "eval_1" / "open_loop.png").is_file()
+    assert evaluate_with(1, 2, output=str(folder)) == ["eval", "eval_1"]  # a named folder is replaced
+    write_zarr(tmp_path / "new.zarr", point_demonstrations(episodes=5, seed=1))
+    assert evaluate_with(1, 2, data_path=str(tmp_path / "new.zarr")) == ["eval", "eval_1", "eval_2"]
+
+
+def test_an_output_that_cannot_be_written_is_known_before_the_work(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = EvalConfig(str(run), EvaluationConfig(), robot_task(), data_path="absent", output=str(tmp_path / "file"))
+    with pytest.raises(ConfigurationError, match=r"file/manifest.json cannot be written.*choose another, output="):
+        evaluate(config, run, [], QUIET)
+
+
 def test_the_candidates_are_the_policys_or_those_of_the_evaluation() -> None:
     policy, buffer = tiny_policy(observations={"obs": 4}, num_candidates=3), point_demonstrations(episodes=1)
     windows = make_windows(robot_task(), buffer, np.ones(1, bool), horizon=6, n_obs_steps=2, n_action_steps=3)
