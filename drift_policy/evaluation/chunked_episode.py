@@ -37,7 +37,8 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._history: deque[dict[str, np.ndarray]] = deque(maxlen=n_obs_steps)
         self._max_steps = max_steps
-        self._start(over=True)
+        self._score, self._success, self._reported = -inf, False, False
+        self._completed, self._steps, self._over = 0, 0, True
 
         single: spaces.Space[Any] = env.observation_space
         boxes: dict[str, spaces.Space[Any]] = {SINGLE_KEY: single}
@@ -54,7 +55,8 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
         """Start an episode and return its first observation, To times."""
         observation, _ = self.env.reset(seed=seed, options=options)
         self._history.extend([self._as_mapping(observation)] * (self._history.maxlen or 1))
-        self._start(over=False)
+        self._score, self._success, self._reported = -inf, False, False
+        self._completed, self._steps, self._over = 0, 0, False
         return self._stacked(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
@@ -71,10 +73,6 @@ class ChunkedEpisode(gym.Wrapper[Any, Any, Any, Any]):
             self._completed = max(self._completed, int(info.get("n_completed", 0)))
             self._over = terminated or truncated or self._steps >= self._max_steps
         return self._stacked(), self._score, False, False, self._info()
-
-    def _start(self, over: bool) -> None:
-        self._score, self._success, self._reported = -inf, False, False
-        self._completed, self._steps, self._over = 0, 0, over
 
     def _as_mapping(self, observation: Any) -> dict[str, np.ndarray]:
         return observation if isinstance(observation, dict) else {SINGLE_KEY: observation}
