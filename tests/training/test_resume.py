@@ -175,7 +175,8 @@ def test_what_a_task_says_of_policies_and_where_its_data_are_may_change(tmp_path
     record_settings(tmp_path, course_of_a_run(config))
     dataset = replace(config.task.dataset, hint="elsewhere", url="https://example.org/point.zip")
     check_settings(
-        tmp_path, course_of_a_run(replace(config, task=replace(config.task, kernel="energy", dataset=dataset)))
+        tmp_path,
+        course_of_a_run(replace(config, task=replace(config.task, kernel="energy", control_hz=5.0, dataset=dataset))),
     )
     with pytest.raises(ConfigurationError, match=r"other values of task\.horizon\."):
         check_settings(tmp_path, course_of_a_run(replace(config, task=replace(config.task, horizon=9))))
