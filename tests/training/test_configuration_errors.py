@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -203,6 +204,19 @@ def test_several_processes_without_accelerate_say_what_to_install(monkeypatch: p
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ConfigurationError, match=r"needs the package accelerate: pip install 'drift-policy\[train\]'"):
         start_processes(CPU, "none")
+
+
+def test_the_trainer_alone_says_in_which_precision_several_processes_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def accelerator(**settings: Any) -> SimpleNamespace:
+        given.update(settings)
+        return SimpleNamespace(device=CPU, process_index=0, num_processes=2)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    start_processes(CPU, "none")
+    assert given["mixed_precision"] == "no"  # None would take what `accelerate launch` says
 
 
 @pytest.mark.parametrize(
