@@ -89,6 +89,7 @@ class EnvConfig:
     def __post_init__(self) -> None:
         require(self.max_steps >= 1, f"task.env.max_steps must be at least 1, but is {self.max_steps}.")
         require(self.phases >= 0, f"task.env.phases must not be negative, but is {self.phases}.")
+        require(self.fps >= 1, f"task.env.fps must be at least 1, but is {self.fps}.")
 
     def made_as(self) -> dict[str, Any]:
         """Return what makes the environment, apart from what the demonstrations say of it."""

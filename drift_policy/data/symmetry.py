@@ -36,13 +36,22 @@ def find_symmetry(name: str) -> Symmetry:
 def with_mirror_images(buffer: ReplayBuffer, symmetry: Symmetry) -> ReplayBuffer:
     """Return the E episodes of the buffer followed by their mirror images, 2 E episodes.
 
+    The symmetry is given read-only columns: one that mirrors in place would change the demonstrations too.
+
     Raises:
-        DataError: the symmetry does not know a column, or returns other columns, shapes or types.
+        DataError: the symmetry does not know a column, writes to one, or returns other columns, shapes or types.
     """
+    given = {name: column.view() for name, column in buffer.data.items()}
+    for column in given.values():
+        column.flags.writeable = False
     try:
-        mirrored = symmetry(buffer.data)
+        mirrored = symmetry(given)
     except KeyError as error:
         raise DataError(f"task.symmetry does not fit these demonstrations: {error.args[0]}. Set it to null.") from error
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise DataError("task.symmetry writes to the columns that it is given: let it return new ones.") from error
     layout = {name: (column.shape, column.dtype) for name, column in buffer.data.items()}
     returned = {name: (column.shape, column.dtype) for name, column in mirrored.items()}
     if returned != layout:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -16,9 +16,17 @@ from rich.table import Table
 from drift_policy.device import choose_device
 from drift_policy.errors import CheckpointError, ConfigurationError, require
 from drift_policy.evaluation.action_fan import picture_action_fan
+from drift_policy.evaluation.chunked_episode import ChunkedEpisode
 from drift_policy.evaluation.offline import evaluate_offline, open_loop_manifest, windows_to_evaluate
 from drift_policy.evaluation.open_loop import OpenLoopResult
-from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout
+from drift_policy.evaluation.rollout import (
+    NO_SUCCESS_REPORTED,
+    Episode,
+    EvaluationConfig,
+    RolloutResult,
+    rollout,
+    space_mismatch,
+)
 from drift_policy.evaluation.video import film_rollouts
 from drift_policy.manifest import describe_run, simulator_versions, write_json
 from drift_policy.metadata_keys import ACTION_SPACE, ENVIRONMENT_MADE, SIMULATORS
@@ -59,6 +67,26 @@ class EvalConfig:
     def __post_init__(self) -> None:
         if self.video_episodes < 0:
             raise ConfigurationError(f"video_episodes must not be negative, but is {self.video_episodes}.")
+
+
+class EnvironmentSpaces(NamedTuple):
+    """What an environment shows and takes, as `ChunkedEpisode` describes it."""
+
+    observation: gym.Space[Any]
+    action: gym.Space[Any]
+
+    def check_fits(self, policy: Policy, task: str) -> None:
+        """Require that a policy that is made for the demonstrations of a task can act in the environment of that task.
+
+        Raises:
+            ConfigurationError: it observes or commands something else.
+        """
+        mismatch = space_mismatch(policy, self.observation, self.action)
+        require(
+            mismatch is None,
+            f"{mismatch}. A policy is made as the demonstrations are: let observations, action and env of the task "
+            f"{task} agree.",
+        )
 
 
 def evaluate(
@@ -184,9 +212,11 @@ def evaluate_checkpoint(policy: Policy, env: EnvConfig, config: EvaluationConfig
     table.add_column("95 % interval", justify="right")
     phases = [(f"p{number}", result.phase(number)) for number in range(1, env.phases + 1)]
     for label, interval in ((f"highest {name}", result.score), ("success", result.success), *phases):
-        table.add_row(label, f"{interval.mean:.3f}", f"{interval.low:.3f} to {interval.high:.3f}")
+        table.add_row(label, f"{interval.mean:.3f}", interval.span(".3f"))
     table.add_row("decision p50 / p99, ms", f"{result.latency(50):.2f}", f"{result.latency(99):.2f}")
     console.print(table)
+    if not result.success_reported:
+        console.print(NO_SUCCESS_REPORTED, highlight=False)
     return result
 
 
@@ -208,19 +238,34 @@ def evaluation_manifest(
     }
 
 
-def check_environment(env: EnvConfig, renders: bool) -> None:
+def check_environment(env: EnvConfig, renders: bool) -> EnvironmentSpaces:
     """Make an environment once, for errors before hours of work and not after.
 
     Args:
         env: how it is made.
         renders: whether it will be rendered, and therefore is now, one frame.
 
+    Returns:
+        What it shows and takes, for `EnvironmentSpaces.check_fits`.
+
     Raises:
         ConfigurationError: it cannot be made or rendered; the message then names the setting that does without.
     """
-    make_env_factory(env, env.max_steps)().close()  # apart: what it lacks itself is no fault of rendering
+    make = make_env_factory(env, env.max_steps)  # apart: what it lacks itself is no fault of rendering
+    try:
+        made = make()
+    except (TypeError, ValueError, gym.error.Error) as error:
+        raise ConfigurationError(
+            f"{env.id} cannot be made with task.env.kwargs={env.kwargs!r:.200} ({type(error).__name__}: {error}). "
+            "Correct them in the task file."
+        ) from error
+    try:
+        chunked = ChunkedEpisode(made, 1, 1, env.max_steps)
+    finally:
+        made.close()
     if renders:
         _check_rendering(env)
+    return EnvironmentSpaces(chunked.observation_space, chunked.action_space)
 
 
 def _check_rendering(env: EnvConfig) -> None:

@@ -141,7 +141,7 @@ def _table(result: OpenLoopResult) -> Table:
         ("action error, in units of the data", result.action_error),
         ("squared error, normalised", result.action_mse),
     ):
-        table.add_row(label, f"{interval.mean:.4g}", f"{interval.low:.4g} to {interval.high:.4g}")
+        table.add_row(label, f"{interval.mean:.4g}", interval.span(".4g"))
     worst = int(np.argmax(result.error_of_numbers))
     table.add_row(f"largest error: action[{worst}]", f"{result.error_of_numbers[worst]:.4g}", "")
     table.add_row("decision p50 / p99, ms", f"{result.latency(50):.2f}", f"{result.latency(99):.2f}")

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from drift_policy.candidates import can_be_halved, takes_both_sides
@@ -20,6 +21,7 @@ from drift_policy.evaluation.statistics import Interval, mean_interval, success_
 from drift_policy.policy import Policy
 
 MakeEnv = Callable[[], gym.Env[Any, Any]]
+NO_SUCCESS_REPORTED = "note     the environment never reported info['is_success']: every episode counts as not solved"
 
 
 @dataclass
@@ -113,6 +115,7 @@ class RolloutResult:
     episodes: list[Episode]
     latency_ms: list[float] = field(repr=False)  # predict_action, one entry for each forward pass
     wall_s: float
+    success_reported: bool = True  # whether the environment ever said is_success; without it no episode succeeds
 
     @property
     def score(self) -> Interval:
@@ -171,8 +174,11 @@ def rollout(
     started = time.perf_counter()
     episodes: list[Episode] = []
     latency_ms: list[float] = []
+    reported = False
     with _vector_env(policy, make_env, config, n_envs) as envs:
-        check_spaces(policy, envs)
+        mismatch = space_mismatch(policy, envs.single_observation_space, envs.single_action_space)
+        if mismatch is not None:
+            raise CheckpointError(f"{mismatch}: the checkpoint belongs to another task.")
         seeds = iter(range(config.start_seed, config.start_seed + config.n_episodes))
         active = [_new_slot(index, seed, config) for index, seed in zip(range(n_envs), seeds, strict=False)]
         observation, _ = envs.reset(seed=[slot.seed for slot in active])  # type: ignore[arg-type]  # lists are allowed
@@ -185,6 +191,7 @@ def rollout(
             ended = [slot for slot in active if info["episode_over"][slot.index]]
             for slot in ended:
                 episodes.append(_finished_episode(slot, info))
+                reported = reported or bool(info["success_reported"][slot.index])
                 if on_episode is not None:
                     on_episode(episodes[-1])
             refilled = [_new_slot(slot.index, seed, config) for slot, seed in zip(ended, seeds, strict=False)]
@@ -192,7 +199,7 @@ def rollout(
                 observation = _reset_slots(envs, refilled)
             active = [slot for slot in active if slot not in ended] + refilled
     episodes.sort(key=lambda episode: episode.seed)
-    return RolloutResult(episodes, latency_ms, time.perf_counter() - started)
+    return RolloutResult(episodes, latency_ms, time.perf_counter() - started, reported)
 
 
 @contextmanager
@@ -214,21 +221,24 @@ def _make_chunked(make_env: MakeEnv, n_obs_steps: int, n_action_steps: int, max_
     return ChunkedEpisode(make_env(), n_obs_steps, n_action_steps, max_steps)
 
 
-def check_spaces(policy: Policy, envs: VectorEnv) -> None:
-    """Require that the policy sees and commands exactly what the (chunked) environment shows and takes."""
-    action_dim = envs.single_action_space.shape[-1]  # type: ignore[index]  # a Box has a shape
+def space_mismatch(policy: Policy, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> str | None:
+    """Say where a policy does not see and command exactly what an environment shows and takes; None if it does.
+
+    Args:
+        policy: any.
+        observation_space: of a `ChunkedEpisode`.
+        action_space: of it.
+    """
+    action_dim = action_space.shape[-1]  # type: ignore[index]  # a Box has a shape
     if policy.action_dim != action_dim:
-        raise CheckpointError(
-            f"The policy commands {policy.action_dim} numbers, but the environment takes {action_dim}: "
-            "the checkpoint belongs to another task."
-        )
-    shown = {key: list(box.shape[1:]) for key, box in envs.single_observation_space.items()}  # type: ignore[attr-defined]  # a Dict
+        return f"The policy commands {policy.action_dim} numbers, but the environment takes {action_dim}"
+    shown = {key: list(box.shape[1:]) for key, box in observation_space.items()}  # type: ignore[attr-defined]  # a Dict
     for key, spec in policy.config.observations.items():
         if shown.get(key) != spec.shape:
-            raise CheckpointError(
-                f"The policy observes {key!r} with shape {spec.shape}, but the environment shows {shown}: "
-                "the checkpoint belongs to another task."
-            )
+            last = spec.kind == "image" and shown.get(key) == [*spec.shape[1:], spec.shape[0]]
+            hint = " with the channels last, which must come first" if last else ""
+            return f"The policy observes {key!r} with shape {spec.shape}, but the environment shows {shown}{hint}"
+    return None
 
 
 def episode_generator(policy_seed: int, episode: int) -> torch.Generator:

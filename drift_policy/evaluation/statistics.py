@@ -22,6 +22,12 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
 
+    def span(self, form: str) -> str:
+        """Return both ends in a number format, or that one episode has no interval: its spread is unknown."""
+        return (
+            "one episode: none" if self.n == 1 and self.low == self.high else f"{self.low:{form}} to {self.high:{form}}"
+        )
+
     def to_mapping(self) -> dict[str, float]:
         """Return the four numbers by name."""
         return asdict(self)
@@ -29,6 +35,8 @@ class Interval:
 
 def mean_interval(values: Sequence[float]) -> Interval:
     """Return the mean of `values` with its bootstrap percentile interval (fixed seed).
+
+    Where all values are equal, as a single one is, the interval is that value.
 
     Scores of episodes are far from normal (many perfect ones, a few failures), hence no t interval.
     """

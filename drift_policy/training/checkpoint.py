@@ -102,6 +102,8 @@ class CheckpointStore:
         try:
             state = _read_state(folder / STATE_FILE)
             moments, _ = restore_weights(folder, ema_policy, policy)
+            # One that fell out of the table after this checkpoint was saved is gone.
+            state.best = [row for row in state.best if (self._folder / row.folder).is_dir()]
         except UNREADABLE as error:
             raise CheckpointError(
                 f"{folder} cannot be resumed ({error}). Delete it to start again, or evaluate one of the other "

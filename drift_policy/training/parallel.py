@@ -146,7 +146,9 @@ def start_processes(device: torch.device, sharding: str) -> Processes:
         ) from error
     ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
     accelerator = Accelerator(
-        cpu=device.type == "cpu", kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=_PATIENCE)]
+        cpu=device.type == "cpu",
+        mixed_precision="no",  # trainer.precision decides, not what `accelerate launch` or its configuration file says
+        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=_PATIENCE)],
     )
     atexit.unregister(_leave_group)  # a program may train several times
     atexit.register(_leave_group)

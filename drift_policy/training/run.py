@@ -18,6 +18,7 @@ from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, RunStoppedError, require
 from drift_policy.evaluation.evaluate import (
+    EnvironmentSpaces,
     check_environment,
     evaluate_checkpoint,
     evaluation_manifest,
@@ -111,7 +112,7 @@ def _train(
     with processes.main_first():
         demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
     with processes.agreed():
-        env = _environment(config, demonstrations, renders=processes.is_main and config.video_episodes > 0)
+        env, spaces = _environment(config, demonstrations, renders=processes.is_main and config.video_episodes > 0)
     say(f"data     {demonstrations.buffer.summary()}")
     torch.manual_seed(config.seed)
     data_facts = demonstrations.describe(config.task.dataset.name)
@@ -120,7 +121,7 @@ def _train(
         policy, data = build_policy_and_data(config, demonstrations, processes.device)
         say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
         say(f"choice   checkpoints by {_choice(config, data)}")
-        _check_measurements(config, policy)
+        _check_measurements(config, policy, spaces)
         add_positives(data.train, policy, config.trainer, console)
         if going_on:
             check_settings(run_dir, settings)
@@ -178,8 +179,10 @@ def _conclude(
     say(f"written  {run_dir}: manifest.json, metrics.csv, curves.png, checkpoints/")
 
 
-def _environment(config: TrainConfig, demonstrations: Demonstrations, renders: bool) -> EnvConfig | None:
-    """Return the environment of the run, if there is one: it was made once, for errors before hours of training.
+def _environment(
+    config: TrainConfig, demonstrations: Demonstrations, renders: bool
+) -> tuple[EnvConfig | None, EnvironmentSpaces | None]:
+    """Return the environment of the run and its spaces, if there is one: it was made once, for errors before training.
 
     Args:
         config: the whole configuration.
@@ -187,14 +190,15 @@ def _environment(config: TrainConfig, demonstrations: Demonstrations, renders: b
         renders: whether it will be rendered at the end, and therefore is now.
     """
     if config.task.env is None:
-        return None
+        return None, None
     env = env_for_data(config.task.env, demonstrations.environment)
-    check_environment(env, renders)
-    return env
+    return env, check_environment(env, renders)
 
 
-def _check_measurements(config: TrainConfig, policy: Policy) -> None:
+def _check_measurements(config: TrainConfig, policy: Policy, spaces: EnvironmentSpaces | None) -> None:
     """Refuse measurements that this policy cannot give, before hours of training and not after."""
+    if spaces is not None:
+        spaces.check_fits(policy, config.task.name)
     config.evaluation.check_fits(policy)
     if config.task.env is not None and config.trainer.rollout_every:
         config.rollout.check_fits(policy)

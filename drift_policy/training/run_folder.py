@@ -49,8 +49,9 @@ _FREE_PARTS = (
     "rollout.n_envs",
     "rollout.asynchronous",
 )
-# Of a task: what it says of policies, whose own settings are compared, and how its data can be had, whose hash is.
-_WITHOUT_EFFECT = tuple(f"task.{name}" for name in (*POLICY_DEFAULTS, "dataset.hint", "dataset.url"))
+# Of a task: what it says of policies, whose own settings are compared, of seconds, which a training does not know, and
+# how its data can be had, whose hash is compared.
+_WITHOUT_EFFECT = tuple(f"task.{name}" for name in (*POLICY_DEFAULTS, "control_hz", "dataset.hint", "dataset.url"))
 
 
 def course_of_a_run(config: TrainConfig) -> dict[str, Any]:

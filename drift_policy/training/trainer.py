@@ -8,7 +8,7 @@ from torch import Tensor
 
 from drift_policy.data.dataset import WindowDataset
 from drift_policy.errors import ConfigurationError
-from drift_policy.evaluation.rollout import RolloutResult
+from drift_policy.evaluation.rollout import NO_SUCCESS_REPORTED, RolloutResult
 from drift_policy.heads import Metrics
 from drift_policy.policy import Policy
 from drift_policy.training.batches import make_batches
@@ -200,4 +200,6 @@ class Trainer(SteppedTraining):
             f"step {self.state.step}: rollouts on {result.score.n} start states: score {result.score.mean:.3f}, "
             f"success {result.success.mean:.2f} ({result.wall_s:.0f} s)"
         )
+        if not result.success_reported:
+            self._display.message(NO_SUCCESS_REPORTED)
         self._store.save_scored(self.ema.policy, self.state, result.score.mean)

@@ -1,5 +1,7 @@
 """The action error on held-out windows: what to watch while training, since the drift loss says nothing."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -12,7 +14,7 @@ from drift_policy.training.batches import to_device
 
 CHOICE_ERROR = "val/executed_mse"  # what checkpoints are chosen by where there is no environment
 _SAMPLES = 4
-_AT_ONCE = 32  # decisions in a batch, each of which may draw many candidates
+_AT_ONCE = 32  # observations in a batch: all images of a measurement at once would take more memory than the training
 
 
 class Validation:
@@ -43,13 +45,13 @@ class Validation:
         action = self._batch[ACTION]
         # Its own generator: measuring must not change the course of the training.
         generator = torch.Generator().manual_seed(0)
-        samples = policy.sample_actions(self._batch["obs"], _SAMPLES, generator=generator, noise_scale=1.0)
+        samples = self._samples(policy, _SAMPLES, generator, noise_scale=1.0)
         metrics = {"val/action_error": (samples - action.unsqueeze(1)).square().mean().sqrt()}
         normalize = policy.normalizer.normalize
         target, drawn = normalize(ACTION, action).unsqueeze(1), normalize(ACTION, samples)
         metrics |= {"val/action_mse": (drawn - target).square().mean(), "val/spread": sample_spread(drawn)}
         if policy.num_evaluations == 1:
-            typical = policy.sample_actions(self._batch["obs"], 1, generator=generator, noise_scale=0.0)
+            typical = self._samples(policy, 1, generator, noise_scale=0.0)
             metrics["val/typical_mse"] = (normalize(ACTION, typical) - target).square().mean()
         if self._decides:
             decided = normalize(ACTION, self._decisions(policy, generator))
@@ -57,7 +59,18 @@ class Validation:
             metrics[CHOICE_ERROR] = (decided - demonstrated).square().mean()
         return {name: float(value) for name, value in metrics.items()}
 
+    def _samples(self, policy: Policy, number: int, generator: torch.Generator, noise_scale: float) -> torch.Tensor:
+        """Draw `number` chunks for each window, [W, number, Tp, Da]."""
+        drawn = [
+            policy.sample_actions(part, number, generator=generator, noise_scale=noise_scale)
+            for part in self._observations()
+        ]
+        return torch.cat(drawn)
+
     def _decisions(self, policy: Policy, generator: torch.Generator) -> torch.Tensor:
+        decided = [policy.predict_action(part, generator=generator)["action"] for part in self._observations()]
+        return torch.cat(decided)
+
+    def _observations(self) -> Iterator[dict[str, torch.Tensor]]:
         parts = zip(*(value.split(_AT_ONCE) for value in self._batch["obs"].values()), strict=True)
-        observations = (dict(zip(self._batch["obs"], part, strict=True)) for part in parts)
-        return torch.cat([policy.predict_action(part, generator=generator)["action"] for part in observations])
+        return (dict(zip(self._batch["obs"], part, strict=True)) for part in parts)

@@ -51,6 +51,17 @@ def test_what_does_not_fit_is_refused_with_a_way_out() -> None:
         with_mirror_images(buffer, unknown)
     with pytest.raises(DataError, match="must return columns like those it is given"):
         with_mirror_images(buffer, lambda columns: {"action": columns["action"]})
+
+    def in_place(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        columns["action"][:, 0] *= -1
+        return columns
+
+    before = {name: column.copy() for name, column in buffer.data.items()}
+    with pytest.raises(DataError, match="writes to the columns that it is given: let it return new ones"):
+        with_mirror_images(buffer, in_place)
+    for name, column in buffer.data.items():
+        np.testing.assert_array_equal(column, before[name])
+        assert column.flags.writeable  # only what the symmetry sees is locked
     assert find_symmetry(NEGATED) is negated
     for wrong in ("negated", "os:path.join", "no_such_module:mirror", f"{__name__}:missing", ""):
         with pytest.raises(ConfigurationError, match=r"task\.symmetry"):

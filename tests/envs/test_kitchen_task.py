@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from drift_policy.config import parse_config
+from drift_policy.data.readers.kitchen_mjl import PHYSICS_STEPS
 from drift_policy.errors import ConfigurationError, DataError
 from drift_policy.serialization import load_policy
 from drift_policy.task import TaskConfig, load_demonstrations, make_env_factory, make_windows
@@ -31,6 +32,11 @@ WRITERS = {"kitchen": write_numpy, "kitchen_abs": write_mjl, "kitchen_minari": w
 
 def task_of(name: str) -> TaskConfig:
     return parse_config(TaskConfig, OmegaConf.load(ROOT / "configs" / "task" / f"{name}.yaml"), "task")
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_step_of_the_policies_is_that_of_the_simulator(name: str) -> None:
+    assert task_of(name).control_hz == 1 / (PHYSICS_STEPS * 0.002)
 
 
 def needs_simulator() -> None:

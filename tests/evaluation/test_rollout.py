@@ -11,14 +11,16 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.errors import CheckpointError, ConfigurationError, EnvironmentProcessError
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
-from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout
+from drift_policy.evaluation.rollout import Episode, EvaluationConfig, RolloutResult, rollout, space_mismatch
 from drift_policy.policy import Policy
 from drift_policy.task import EnvConfig, make_env_factory
 from drift_policy.training.config import RolloutConfig
+from tests.helpers.image_policies import camera, tiny_image_policy
 from tests.helpers.point_env import ID, PointEnv
 from tests.helpers.policies import tiny_policy
 
@@ -216,6 +218,20 @@ def test_the_best_of_any_step_counts() -> None:
     assert rollout(point_policy(), SolvedOnce, config).episodes == [Episode(9, 0.7, True, 6, completed=3)]
 
 
+class SaysNothing(PointEnv):
+    """Reports success under a name of its own."""
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        *result, info = super().step(action)
+        return *result, {"success": info["is_success"]}
+
+
+def test_an_environment_that_never_reports_success_is_known_as_such() -> None:
+    config = EvaluationConfig(n_episodes=3, max_steps=6, n_envs=2)
+    assert rollout(point_policy(), MAKE_ENV, config).success_reported
+    assert not rollout(point_policy(), SaysNothing, config).success_reported
+
+
 def test_a_phase_is_the_share_of_episodes_with_at_least_so_many_subtasks() -> None:
     result = RolloutResult(
         [Episode(seed, 0.0, False, 1, completed) for seed, completed in enumerate((0, 1, 2, 4))], [], 0
@@ -245,6 +261,30 @@ def test_checkpoint_of_other_sizes_is_refused() -> None:
         rollout(tiny_policy(observations={"obs": 7}), MAKE_ENV, config)
     with pytest.raises(CheckpointError, match="observes 'joints'"):
         rollout(tiny_policy(observations={"joints": 4}), MAKE_ENV, config)
+
+
+class ChannelsLast(PointEnv):
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = spaces.Dict({"camera": spaces.Box(0, 255, (24, 32, 3), np.uint8)})
+
+
+def test_images_with_the_channels_last_are_named_as_such() -> None:
+    policy = tiny_image_policy(cameras={"camera": camera(24, 32)}, numbers=False)
+    env = ChunkedEpisode(ChannelsLast(), 1, 1, 5)
+    found = space_mismatch(policy, env.observation_space, env.action_space)
+    assert found is not None and "[24, 32, 3]} with the channels last, which must come first" in found
+
+
+def test_spaces_that_no_policy_can_use_are_explained() -> None:
+    env = PointEnv()
+    env.action_space = spaces.Discrete(3)
+    with pytest.raises(ConfigurationError, match="The action of the environment is a Discrete.*must be a Box"):
+        ChunkedEpisode(env, 1, 1, 5)
+    env = PointEnv()
+    env.observation_space = spaces.Dict({"mission": spaces.Text(5)})
+    with pytest.raises(ConfigurationError, match="The observation 'mission' of the environment is a Text"):
+        ChunkedEpisode(env, 1, 1, 5)
 
 
 @pytest.mark.parametrize("field", ["n_episodes", "max_steps", "n_envs", "decision_batch_size"])

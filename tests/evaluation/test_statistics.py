@@ -25,6 +25,12 @@ def test_equal_scores_have_an_empty_interval() -> None:
     assert (mean_interval([0.5] * 7).low, mean_interval([0.5] * 7).high) == (0.5, 0.5)
 
 
+def test_one_episode_claims_no_interval() -> None:
+    assert mean_interval([0.5]).span(".3f") == "one episode: none"
+    assert mean_interval([0.5, 0.5]).span(".3f") == "0.500 to 0.500"
+    assert success_interval([True]).span(".2f") == "0.21 to 1.00"  # Wilson's is one
+
+
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=40))
 def test_interval_holds_the_mean(values: list[float]) -> None:
     interval = mean_interval(values)

@@ -1,8 +1,10 @@
 """Settings of training that cannot work are refused in words, before anything is written."""
 
+import io
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from drift_policy import manifest
 from drift_policy.errors import ConfigurationError
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.evaluation.rollout import EvaluationConfig
+from drift_policy.task import ColumnConfig, ObservationConfig
 from drift_policy.training import run as run_module
 from drift_policy.training.config import RolloutConfig
 from drift_policy.training.ema import Ema
@@ -69,6 +72,55 @@ def test_measurements_that_the_policy_cannot_give_are_refused_before_it_is_train
     getattr(plain, section).mirrored = True
     with pytest.raises(ConfigurationError, match=rf"{section}\.mirrored=true needs a policy"):
         train(plain, [], QUIET)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"observations": {"joints": None}},
+            r"observes 'joints' with shape \[4\], but the environment shows \{'obs': \[4",
+        ),
+        (
+            {"observations": {"obs": 3}},
+            r"observes 'obs' with shape \[3\].*observations, action and env of the task point",
+        ),
+        ({"action": 1}, r"commands 1 numbers, but the environment takes 2"),
+    ],
+)
+@pytest.mark.parametrize("rollout_every", [0, 5])
+def test_demonstrations_that_do_not_fit_the_environment_are_refused_before_training(
+    tmp_path: Path, changes: dict[str, Any], expected: str, rollout_every: int
+) -> None:
+    config = point_training(tmp_path, trainer={"rollout_every": rollout_every})
+    for key, stop in changes.get("observations", {}).items():
+        config.task.observations = {key: ObservationConfig([ColumnConfig("observation", stop=stop)])}
+    config.task.action[0].stop = changes.get("action")
+    with pytest.raises(ConfigurationError, match=expected):
+        train(config, [], QUIET)
+    assert not (tmp_path / "runs/point/test/checkpoints").exists()
+
+
+def test_arguments_that_the_environment_does_not_take_are_named(tmp_path: Path) -> None:
+    config = point_training(tmp_path)
+    assert config.task.env is not None
+    config.task.env.kwargs = {"colour": "red"}
+    with pytest.raises(
+        ConfigurationError, match=r"cannot be made with task\.env\.kwargs=\{'colour': 'red'\} \(TypeError"
+    ):
+        train(config, [], QUIET)
+
+
+def test_success_that_is_never_reported_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = PointEnv.step
+
+    def silent(self: PointEnv, action: np.ndarray) -> tuple[Any, ...]:
+        return (*step(self, action)[:4], {})
+
+    monkeypatch.setattr(PointEnv, "step", silent)
+    console = Console(record=True, width=200, file=io.StringIO())
+    train(point_training(tmp_path, trainer={"num_steps": 2, "rollout_every": 2}), [], console)
+    assert console.export_text().count("never reported info['is_success']") == 2  # of the rollout and of the evaluation
 
 
 def test_rollouts_that_are_never_made_are_not_checked(tmp_path: Path) -> None:
@@ -152,6 +204,19 @@ def test_several_processes_without_accelerate_say_what_to_install(monkeypatch: p
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ConfigurationError, match=r"needs the package accelerate: pip install 'drift-policy\[train\]'"):
         start_processes(CPU, "none")
+
+
+def test_the_trainer_alone_says_in_which_precision_several_processes_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def accelerator(**settings: Any) -> SimpleNamespace:
+        given.update(settings)
+        return SimpleNamespace(device=CPU, process_index=0, num_processes=2)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("accelerate.Accelerator", accelerator)
+    start_processes(CPU, "none")
+    assert given["mixed_precision"] == "no"  # None would take what `accelerate launch` says
 
 
 @pytest.mark.parametrize(

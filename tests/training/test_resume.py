@@ -108,6 +108,21 @@ def test_a_crash_while_checkpoints_are_swapped_leaves_a_resumable_run(tmp_path: 
     assert progress_of(resumed) == before
 
 
+def test_a_checkpoint_that_is_gone_is_no_longer_among_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash after a better one took its place and before the table was saved leaves such a row."""
+    stop_before_step(monkeypatch, 12, press_ctrl_c)
+    with pytest.raises(UserError, match="Stopped at step"):
+        train(point_training(tmp_path), [], QUIET)
+    checkpoints = tmp_path / "runs/point/test/checkpoints"
+    state = json.loads((checkpoints / "last/training.json").read_text())
+    state["best"].insert(0, {"folder": "step_00000001", "step": 1, "score": 99.0})
+    (checkpoints / "last/training.json").write_text(json.dumps(state))
+    run = train(point_training(tmp_path, resume=True), [], QUIET)
+    kept = [row["folder"] for row in json.loads((checkpoints / "index.json").read_text())["scores"]]
+    assert len(kept) == 2 and all((checkpoints / folder).is_dir() for folder in kept)
+    assert json.loads((run / "manifest.json").read_text())["training"]["checkpoints"][0]["folder"] == kept[0]
+
+
 def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
     train(point_training(tmp_path), [], QUIET)
     with pytest.raises(ConfigurationError, match=r"trainer\.batch_size"):
@@ -160,7 +175,8 @@ def test_what_a_task_says_of_policies_and_where_its_data_are_may_change(tmp_path
     record_settings(tmp_path, course_of_a_run(config))
     dataset = replace(config.task.dataset, hint="elsewhere", url="https://example.org/point.zip")
     check_settings(
-        tmp_path, course_of_a_run(replace(config, task=replace(config.task, kernel="energy", dataset=dataset)))
+        tmp_path,
+        course_of_a_run(replace(config, task=replace(config.task, kernel="energy", control_hz=5.0, dataset=dataset))),
     )
     with pytest.raises(ConfigurationError, match=r"other values of task\.horizon\."):
         check_settings(tmp_path, course_of_a_run(replace(config, task=replace(config.task, horizon=9))))

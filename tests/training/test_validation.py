@@ -54,6 +54,19 @@ def test_the_error_that_chooses_is_that_of_the_policy_s_own_decisions(tmp_path: 
     assert len({metrics["val/action_mse"] for metrics in measured}) == 1  # of single samples with all of the noise
 
 
+def test_a_measurement_holds_no_more_observations_at_once_than_a_small_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, windows = untrained(tmp_path)
+    expected = Validation(windows, WINDOWS, CPU).measure(policy)["val/typical_mse"]
+    monkeypatch.setattr(validation, "_AT_ONCE", 5)
+    encoded: list[int] = []
+    policy.encoder.register_forward_hook(lambda _, given, output: encoded.append(len(output)))
+    measured = Validation(windows, WINDOWS, CPU, decides=True).measure(policy)["val/typical_mse"]
+    assert max(encoded) == 5 and sum(encoded) == 3 * len(windows)
+    assert measured == pytest.approx(expected, rel=1e-4)
+
+
 class Knowing:
     """Draws the demonstrated chunks of some windows, off by 3 and -1 constants in turn, and without noise by 5."""
 
