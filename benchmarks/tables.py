@@ -88,6 +88,7 @@ def pusht_table(results: Path) -> str:
         ("drift_2x128", "two samples of 128 windows, half the work"),
         ("drift_neighbours", "four positives: also the chunks of the three nearest observations"),
         ("drift_one_temperature", "the paper's kernel, its widest temperature alone"),
+        ("drift_small_unet", "a small U-Net (1.0 M parameters) instead of the MLP, bfloat16"),
         ("drift_no_noise", "second default: no observation noise, horizon 16"),
         ("diffusion_no_noise", "diffusion (DDPM), 60,000 steps, no observation noise, horizon 16"),
         ("drift_single_affinity", "first default: also the paper's kernel, no mirror, one candidate"),
