@@ -3,12 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from drift_policy.policy_config import (
-    PolicyConfig,
-    policy_config_from_mapping,
-    require_constant_loss,
-    usual_noise_scale,
-)
+from drift_policy.integrations.lerobot.inner_policy import policy_config_of
+from drift_policy.policy_config import PolicyConfig, require_constant_loss
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.configs.types import NormalizationMode
 from lerobot.optim.optimizers import AdamWConfig
@@ -103,10 +99,6 @@ class DriftConfig(PreTrainedConfig):
         """Raise an error if there is no action, nothing to observe, or a feature of a shape that cannot be used."""
         self.policy_config()
 
-    def key_of(self, feature: str) -> str:
-        """Return how the policy calls a feature: parts of a PyTorch module cannot have dots in their names."""
-        return feature.replace(".", "_")
-
     def policy_config(self) -> PolicyConfig:
         """Return the configuration of the policy inside.
 
@@ -116,31 +108,7 @@ class DriftConfig(PreTrainedConfig):
         """
         if self.action_feature is None:
             raise ValueError(f"drift needs the output feature 'action', but has {sorted(self.output_features or {})}.")
-        images = self.image_features
-        observations: dict[str, Any] = {}
-        for feature, description in (self.input_features or {}).items():
-            key = self.key_of(feature)
-            if key in observations:
-                raise ValueError(f"The feature {feature!r} cannot be told from another one: rename it.")
-            observations[key] = {"shape": list(description.shape)}
-            if feature in images:
-                sizes = {"crop": self.crop_shape, "resize": self.resize_shape}
-                observations[key] |= {name: list(size) if size else None for name, size in sizes.items()}
-                observations[key]["kind"] = "image"
-        config = policy_config_from_mapping(
-            {
-                "observations": observations,
-                "action_dim": self.action_feature.shape[0],
-                "horizon": self.horizon,
-                "n_obs_steps": self.n_obs_steps,
-                "n_action_steps": self.n_action_steps,
-                "noise_scale": usual_noise_scale(self.head) if self.noise_scale is None else self.noise_scale,
-                "num_candidates": self.num_candidates,
-                "network": {"name": self.network, **self.network_settings},
-                "head": {"name": self.head, **self.head_settings},
-                "image_backbone": {"name": self.image_backbone, **self.image_backbone_settings},
-                "share_image_backbone": self.share_image_backbone,
-            }
-        )
+        shapes = {feature: description.shape for feature, description in (self.input_features or {}).items()}
+        config = policy_config_of(vars(self), shapes, self.image_features, self.action_feature.shape)
         require_constant_loss(config, "lerobot-train")
         return config

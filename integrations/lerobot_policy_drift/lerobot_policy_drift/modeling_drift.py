@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from drift_policy.integrations.lerobot.inner_policy import key_of
 from drift_policy.policy import Policy, build_policy
 from lerobot.policies.pretrained import PreTrainedPolicy
 from lerobot.utils.constants import ACTION
@@ -116,7 +117,7 @@ class DriftPolicy(PreTrainedPolicy):
         missing = [feature for feature in self.config.input_features if feature not in batch]
         if missing:
             raise ValueError(f"The batch lacks {missing}: it has {sorted(map(str, batch))}.")
-        return {self.config.key_of(feature): batch[feature] for feature in self.config.input_features}
+        return {key_of(feature): batch[feature] for feature in self.config.input_features}
 
     def _with_steps(self, key: str, value: Tensor) -> Tensor:
         """Give a feature its axis of steps, which data of a single step may lack."""
