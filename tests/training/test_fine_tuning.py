@@ -55,6 +55,18 @@ def trained(folder: Path, **changes: Any) -> Path:
     return train(point_training(folder, **{"name": "first", "trainer": SHORT, **changes}), [], QUIET)
 
 
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with the settings of `point_training`."""
+    return trained(tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than these runs."""
+    monkeypatch.setattr(run_module, "plot_curves", lambda *_: None)
+
+
 def tuning(folder: Path, initial: Path | str, **changes: Any) -> TrainConfig:
     """A training that starts from a run."""
     return point_training(folder, **{"name": "tuned", "initial_ckpt": str(initial), "trainer": SHORT, **changes})
@@ -75,8 +87,7 @@ def decisions(policy: Policy, **settings: Any) -> Tensor:
     return policy.predict_action(obs, noise=noise, noise_scale=1.0, **settings)["action_pred"]
 
 
-def test_a_fine_tuning_begins_with_the_checkpoints_decisions(tmp_path: Path) -> None:
-    first = trained(tmp_path)
+def test_a_fine_tuning_begins_with_the_checkpoints_decisions(tmp_path: Path, first: Path) -> None:
     expected = load_policy(first)
     other = write_other_demonstrations(tmp_path)
     policy = {
@@ -95,8 +106,7 @@ def test_a_fine_tuning_begins_with_the_checkpoints_decisions(tmp_path: Path) -> 
     assert json.loads((run / "checkpoints/last/training.json").read_text())["ema_updates"] == 1
 
 
-def test_the_manifest_and_the_checkpoint_say_where_the_weights_came_from(tmp_path: Path) -> None:
-    first = trained(tmp_path)
+def test_the_manifest_and_the_checkpoint_say_where_the_weights_came_from(tmp_path: Path, first: Path) -> None:
     last = first / "checkpoints/last"
     run = train(tuning(tmp_path, last), [], QUIET)
     sha256 = hashlib.sha256((last / "model.safetensors").read_bytes()).hexdigest()
@@ -113,17 +123,18 @@ def test_a_checkpoint_that_is_none_is_refused_before_the_data_are_read(tmp_path:
 
 
 def test_a_resumed_fine_tuning_is_bit_exact_and_does_not_need_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, first: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, other = trained(tmp_path), write_other_demonstrations(tmp_path)
+    initial, other = tmp_path / "initial", write_other_demonstrations(tmp_path)
+    shutil.copytree(first, initial)
     # Neighbours are found in the units of the normaliser, before the saved state is read.
     settings: dict[str, Any] = {"data_path": other, "trainer": {"neighbours": 3}, "resume": "auto"}
-    whole = train(tuning(tmp_path, first, **settings, output=str(tmp_path / "whole")), [], QUIET)
-    same_command = tuning(tmp_path, first, **settings)
+    whole = train(tuning(tmp_path, initial, **settings, output=str(tmp_path / "whole")), [], QUIET)
+    same_command = tuning(tmp_path, initial, **settings)
     stop_before_step(monkeypatch, 7, press_ctrl_c)
     with pytest.raises(UserError, match="Stopped at step 8"):
         train(same_command, [], QUIET)
-    shutil.rmtree(first)
+    shutil.rmtree(initial)
     with pytest.raises(ConfigurationError, match=r"other values of initial_ckpt\."):
         train(replace(same_command, initial_ckpt=None), [], QUIET)
     with pytest.raises(ConfigurationError, match=r"other values of initial_ckpt\."):
@@ -131,17 +142,16 @@ def test_a_resumed_fine_tuning_is_bit_exact_and_does_not_need_the_checkpoint(
     parts = train(same_command, [], QUIET)
     assert_same_state(whole, parts)
     origins = [json.loads((run / "manifest.json").read_text())["initial_checkpoint"] for run in (whole, parts)]
-    assert origins[0] == origins[1] and origins[0]["path"] == str(first)
+    assert origins[0] == origins[1] and origins[0]["path"] == str(initial)
 
 
-def test_a_run_from_random_weights_is_not_resumed_as_a_fine_tuning(tmp_path: Path) -> None:
-    first = trained(tmp_path)
+def test_a_run_from_random_weights_is_not_resumed_as_a_fine_tuning(tmp_path: Path, first: Path) -> None:
+    shutil.copytree(first, tmp_path / "runs/point/first")
     with pytest.raises(ConfigurationError, match=r"other values of initial_ckpt\."):
         train(tuning(tmp_path, first, name="first", resume=True), [], QUIET)
 
 
-def test_what_does_not_fit_is_named_at_once_and_nothing_is_trained(tmp_path: Path) -> None:
-    first = trained(tmp_path)
+def test_what_does_not_fit_is_named_at_once_and_nothing_is_trained(tmp_path: Path, first: Path) -> None:
     policy = {"horizon": 12, "head": {"name": "regression"}, "network": NETWORK | {"width": 8}}
     expected = (
         rf"initial_ckpt={first} does not fit: policy.horizon is 12 here and 8 in the checkpoint; policy.head.name is "
@@ -167,8 +177,7 @@ def test_other_demonstrations_that_do_not_fit_are_named(tmp_path: Path) -> None:
         train(tuning(tmp_path, first, task=task), [], QUIET)
 
 
-def test_other_actions_are_refused(tmp_path: Path) -> None:
-    first = trained(tmp_path)
+def test_other_actions_are_refused(tmp_path: Path, first: Path) -> None:
     task = replace(point_task(), action_space="delta")
     with pytest.raises(
         ConfigurationError, match=r"are 'absolute', but those of the task point are 'delta' \(task\.act"
@@ -267,8 +276,7 @@ def test_the_settings_that_may_differ_are_settings_of_networks() -> None:
     assert "diffusion_step_embed_dim" in ConditionalUnet1dConfig.__dataclass_fields__
 
 
-def test_numbers_far_outside_the_normaliser_are_told(tmp_path: Path) -> None:
-    first = trained(tmp_path)
+def test_numbers_far_outside_the_normaliser_are_told(tmp_path: Path, first: Path) -> None:
     text = told(tuning(tmp_path, first, data_path=write_other_demonstrations(tmp_path, 3.0)))
     assert "note     6 of 6 numbers of the demonstrations lie far outside the checkpoint's normaliser" in text
     buffer, moved = point_demonstrations(), point_demonstrations(episodes=10, seed=1)
