@@ -68,6 +68,14 @@ class Mirror(nn.Module):
             getattr(self, f"{name}_offset").copy_(offset)
         self.is_fitted = True
 
+    def fits(self, features: Tensor, mirrored_features: Tensor, action: Tensor, mirrored_action: Tensor) -> bool:
+        """Return whether the maps are those of these steps, within `TOLERANCE`; arguments as of `fit`."""
+        errors = (
+            features @ self.feature_matrix + self.feature_offset - mirrored_features,
+            mirrored_action @ self.action_matrix + self.action_offset - action,
+        )
+        return all(float(error.square().mean().sqrt()) <= TOLERANCE for error in errors)
+
     def unset(self) -> None:
         """Forget the maps, which are of numbers as one normaliser gives them."""
         for buffer in self.buffers():
@@ -149,10 +157,23 @@ def fit_mirror(policy: "Policy", windows: "WindowDataset") -> None:
     )
     if policy.mirror is None:
         raise ConfigurationError("This policy was made with policy.mirrored=false, so it has no mirror to fit.")
-    normalize = policy.normalizer.normalize
+    policy.mirror.fit(*_pairs(policy, windows))
+
+
+def mirror_fits(policy: "Policy", windows: "WindowDataset") -> bool:
+    """Return whether the mirror of a policy is that of these demonstrations; arguments as of `fit_mirror`."""
+    return policy.mirror is not None and policy.mirror.fits(*_pairs(policy, windows))
+
+
+def _pairs(policy: "Policy", windows: "WindowDataset") -> tuple[Tensor, ...]:
+    """Return the normalised features [N, F] of steps and of their mirror images, then their actions [N, Da]."""
+
+    def normalized(key: str, value: Tensor) -> Tensor:
+        return policy.normalizer.normalize(key, value.to(policy.device))
+
     # In the order in which the encoder puts the numbers of a step together.
-    features = torch.cat([normalize(key, windows.observations[key]) for key in policy.config.observations], dim=1)
-    policy.mirror.fit(*features.chunk(2), *normalize(ACTION, windows.action).chunk(2))
+    features = torch.cat([normalized(key, windows.observations[key]) for key in policy.config.observations], dim=1)
+    return (*features.chunk(2), *normalized(ACTION, windows.action).chunk(2))
 
 
 def _fit_affine(source: Tensor, target: Tensor, name: str) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from drift_policy.errors import CheckpointError
 from drift_policy.policy import Policy
-from drift_policy.serialization import INDEX_FILE, save_policy
+from drift_policy.serialization import INDEX_FILE, load_policy, save_policy
 from drift_policy.training.saved_state import (
     STATE_FILE,
     UNREADABLE,
@@ -105,11 +105,19 @@ class CheckpointStore:
             # One that fell out of the table after this checkpoint was saved is gone.
             state.best = [row for row in state.best if (self._folder / row.folder).is_dir()]
         except UNREADABLE as error:
-            raise CheckpointError(
-                f"{folder} cannot be resumed ({error}). Delete it to start again, or evaluate one of the other "
-                f"checkpoints in {self._folder}."
-            ) from error
+            raise self._not_resumable(error) from error
         return state, moments
+
+    def load_last_policy(self) -> Policy:
+        """Return the averaged policy of the last checkpoint, on the CPU.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged.
+        """
+        try:
+            return load_policy(self._folder / LAST)
+        except CheckpointError as error:
+            raise self._not_resumable(error) from error
 
     def save_scored(self, ema_policy: Policy, state: PolicyTrainingState, score: float) -> None:
         """Add a checkpoint to the top-k table if its score deserves it, and delete the one that falls out.
@@ -127,6 +135,12 @@ class CheckpointStore:
             self._write_index(kept)
         for entry in dropped:
             shutil.rmtree(self._folder / entry.folder, ignore_errors=True)
+
+    def _not_resumable(self, error: Exception) -> CheckpointError:
+        return CheckpointError(
+            f"{self._folder / LAST} cannot be resumed ({error}). Delete it to start again, or evaluate one of the "
+            f"other checkpoints in {self._folder}."
+        )
 
     def _write_index(self, best: list[ScoredCheckpoint]) -> None:
         content = {

@@ -34,6 +34,8 @@ class TrainConfig:
     device: str = "auto"  # "cpu", "cuda", "cuda:1", ...; "auto" takes a GPU if there is one
     output: str = "runs"  # folder of all runs
     data_path: str | None = None  # the demonstrations themselves, instead of searching for them
+    # Weights and normaliser to start from, as `load_policy` takes it: run folder, checkpoint folder, or hf://owner/name.
+    initial_ckpt: str | None = None  # None starts from random weights, and from the demonstrations' own normaliser
     allow_download: bool = True  # whether the original data set may be fetched from its site
     # Go on with the run of this name from its last checkpoint; "auto" does so if there is one, and else starts.
     resume: bool | str = False

@@ -31,6 +31,7 @@ from drift_policy.metadata_keys import (
     ACTION_SPACE,
     CONTROL_RATE,
     ENVIRONMENT_MADE,
+    INITIAL_CHECKPOINT,
     SIMULATORS,
     TRAINED_EPISODES,
 )
@@ -54,6 +55,7 @@ from drift_policy.training.config import TrainConfig
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
 from drift_policy.training.folder_guard import claimed_folder, goes_on
+from drift_policy.training.initial_checkpoint import read_initial_checkpoint, start_from
 from drift_policy.training.interrupt import TrainingInterruptedError
 from drift_policy.training.parallel import Processes, start_processes
 from drift_policy.training.positives import add_positives
@@ -110,6 +112,7 @@ def _train(
     say = partial(console.print, highlight=False)
     say(f"run      {run_dir}")
     with processes.main_first():
+        initial = read_initial_checkpoint(config.initial_ckpt, store if going_on else None)
         demonstrations = load_demonstrations(config.task, config.data_path, config.allow_download, say)
     with processes.agreed():
         env, spaces = _environment(config, demonstrations, renders=processes.is_main and config.video_episodes > 0)
@@ -118,13 +121,15 @@ def _train(
     data_facts = demonstrations.describe(config.task.dataset.name)
     settings = {**course_of_a_run(config), "data_sha256": data_facts["sha256"]}
     with processes.agreed():
+        if going_on:
+            check_settings(run_dir, settings)
         policy, data = build_policy_and_data(config, demonstrations, processes.device)
         say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
         say(f"choice   checkpoints by {_choice(config, data)}")
         _check_measurements(config, policy, spaces)
+        if initial is not None:
+            start_from(initial, policy, data, config.task, demonstrations, say)
         add_positives(data.train, policy, config.trainer, console)
-        if going_on:
-            check_settings(run_dir, settings)
 
     trainer = Trainer(
         policy,
@@ -220,6 +225,7 @@ def _facts(config: TrainConfig, trainer: Trainer, processes: Processes, data: Tr
     state, policy = trainer.state, trainer.policy
     return {
         "train_windows": len(data.train),
+        "initial_checkpoint": policy.metadata.get(INITIAL_CHECKPOINT),
         "training": {
             "steps": state.step,
             "seconds": state.training_s,

@@ -63,9 +63,22 @@ def test_evaluation_prints_the_score_and_writes_every_episode(trained: Path) -> 
     assert manifest["versions"]["torch"]
 
 
+def test_fine_tuning_starts_from_a_run(folder: Path, trained: Path, tmp_path: Path) -> None:
+    settings = [*SHORT, f"data_path={folder}/pusht.zarr", f"output={tmp_path}", f"initial_ckpt={trained}"]
+    result = run("train_policy.py", *settings, "trainer.num_steps=2", "trainer.rollout_every=0", "name=tuned")
+    assert result.returncode == 0, result.stderr
+    origin = json.loads((tmp_path / "pusht/tuned/manifest.json").read_text())["initial_checkpoint"]
+    best = json.loads((trained / "checkpoints/index.json").read_text())["best"]
+    assert (origin["path"], origin["folder"]) == (str(trained), best)
+    assert f"initial  weights and normaliser of {trained}: {best}, sha256 {origin['sha256'][:16]}" in result.stdout
+    expected = f"initial_ckpt={trained} does not fit: policy.network.width is 8 here and 16 in the checkpoint."
+    assert expected in error_of(run("train_policy.py", *settings, "policy.network.width=8", "name=other"))
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
+        (["initial_ckpt=/nowhere/run"], "/nowhere/run does not exist. Give a run folder"),
         (["task=psht"], "pusht"),
         (["trainer.num_stepz=3"], "num_stepz"),
         (["trainer.num_steps=many"], "trainer.num_steps"),

@@ -64,7 +64,7 @@ def run_command(command: str, folder: Path) -> None:
             given = dict(override.split("=", 1) for override in overrides)
             # What configs/train.yaml composes, which Hydra knows only in a program of its own.
             name = f"name={given.get('policy', 'drift')}_seed{given.get('seed', 0)}"
-            settings = resolved(compose("train", [*overrides, *short, *tasks, name]))
+            settings = resolved(compose("train", [name, *overrides, *short, *tasks]))
             train(parse_config(TrainConfig, settings), overrides, console)
         else:
             assert script == "eval_policy.py"

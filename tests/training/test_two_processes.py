@@ -20,6 +20,7 @@ RANKS = (0, 1)
 ALONE = {
     "alone": Run(),
     "alone_parts": Run(PARTS),
+    "alone_tuned": Run({"neighbours": 2}, initial="alone"),
     "alone_regression": Run(head="regression"),
     "alone_learned": Run(head_settings=LEARNED),
     "alone_transformer": Run(network=NETWORKS["transformer"]),
@@ -33,6 +34,8 @@ SAME_COURSE = {
     "ddp_regression_parts": "alone_regression",
     "ddp_learned": "alone_learned",
     "fsdp2_learned": "alone_learned",
+    "ddp_tuned": "alone_tuned",
+    "fsdp2_tuned": "alone_tuned",
     "fsdp2_transformer": "alone_transformer",
     "fsdp2_unet": "alone_unet",
 }
@@ -157,7 +160,11 @@ def test_two_processes_go_on_with_what_one_began(results: Results, name: str) ->
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("fsdp2_changed", "other values of trainer.batch_size."), ("ddp_again", "already holds a run")],
+    [
+        ("fsdp2_changed", "other values of trainer.batch_size."),
+        ("ddp_again", "already holds a run"),
+        ("ddp_unfit", "policy.network.depth is 1 here and 2 in the checkpoint"),
+    ],
 )
 def test_an_error_ends_both_processes_and_is_told_once(results: Results, name: str, expected: str) -> None:
     assert [outcome[name]["code"] for outcome in results.outcomes] == [2, 2]

@@ -48,6 +48,7 @@ class Run:
     stop_signal: signal.Signals | None = None  # that one of the processes gets in the middle of an update
     stopped: int | str = 0  # the rank of that process, or "rollout" for the first one in the middle of a rollout
     folder: str | None = None  # name of the run's folder if it is shared with another run
+    initial: str | None = None  # name of the run that it starts from
 
 
 RUNS = {
@@ -67,6 +68,9 @@ RUNS = {
     "fsdp2_resumed": Run(FSDP2, resume=True),  # begun by one process
     "fsdp2_changed": Run(FSDP2 | {"batch_size": 8}, resume=True, folder="fsdp2"),
     "ddp_again": Run(folder="ddp"),
+    "ddp_tuned": Run({"neighbours": 2}, initial="alone"),
+    "fsdp2_tuned": Run(FSDP2 | {"neighbours": 2}, initial="alone"),
+    "ddp_unfit": Run(network=MLP | {"depth": 1}, initial="alone"),
 }
 
 
@@ -82,6 +86,7 @@ def training(folder: Path, name: str, run: Run, **trainer: Any) -> TrainConfig:
         rollout=RolloutConfig(n_episodes=2, start_seed=500, max_steps=4),
         evaluation=EvaluationConfig(n_episodes=1, max_steps=4),
         resume=run.resume,
+        initial_ckpt=run.initial and str(folder / "runs" / "point" / run.initial),
     )
 
 
