@@ -55,7 +55,8 @@ def keep_earlier(place: Path, manifest: Path, content: Mapping[str, Any], compar
     now = json.loads(json.dumps({key: content.get(key) for key in compared}))
     if isinstance(earlier, dict) and all(earlier.get(key) == now[key] for key in compared):
         return None
-    names = (place.with_name(f"{place.stem}_{number}{place.suffix}") for number in count(1))
-    kept = next(name for name in names if not name.exists())
+    name, suffix = (place.name, "") if place.is_dir() else (place.stem, place.suffix)
+    names = (place.with_name(f"{name}_{number}{suffix}") for number in count(1))
+    kept = next(path for path in names if not path.exists())
     place.rename(kept)
     return kept

@@ -32,7 +32,7 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_results_of_other_settings_are_kept(tmp_path: Path, is_folder: bool) -> None:
-    place = tmp_path / ("eval" if is_folder else "scores.json")
+    place = tmp_path / ("v1.5" if is_folder else "scores.json")
     manifest = place / "manifest.json" if is_folder else place
 
     def written(settings: object) -> str | None:
@@ -42,7 +42,7 @@ def test_results_of_other_settings_are_kept(tmp_path: Path, is_folder: bool) -> 
         manifest.write_text(json.dumps(content | {"date": "another"}))
         return None if kept is None else kept.name
 
-    names = ["eval_1", "eval_2", "eval_3"] if is_folder else ["scores_1.json", "scores_2.json", "scores_3.json"]
+    names = ["v1.5_1", "v1.5_2", "v1.5_3"] if is_folder else ["scores_1.json", "scores_2.json", "scores_3.json"]
     assert [written({"n": (1, 2)}), written({"n": (1, 2)})] == [None, None]
     assert [written({"n": 3}), written({"n": (1, 2)})] == names[:2]
     manifest.write_text("of another program")

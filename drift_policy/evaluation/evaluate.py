@@ -17,7 +17,7 @@ from drift_policy.device import choose_device
 from drift_policy.errors import CheckpointError, ConfigurationError, require
 from drift_policy.evaluation.action_fan import picture_action_fan
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
-from drift_policy.evaluation.offline import evaluate_offline, open_loop_manifest, windows_to_evaluate
+from drift_policy.evaluation.offline import draw_open_loop, evaluate_offline, open_loop_manifest, windows_to_evaluate
 from drift_policy.evaluation.open_loop import OpenLoopResult
 from drift_policy.evaluation.rollout import (
     NO_SUCCESS_REPORTED,
@@ -143,8 +143,11 @@ def evaluate(
 
 def _course_of(config: EvalConfig, task: TaskConfig) -> dict[str, Any]:
     """Return the settings that decide what is measured."""
-    evaluation = {name: value for name, value in asdict(config.evaluation).items() if name not in _SPEED}
-    environment = None if task.env is None else task.env.made_as()
+    episodes, environment = config.evaluation, None
+    if task.env is not None:
+        episodes = episodes.for_task(task.env.max_steps)
+        environment = {**task.env.made_as(), "phases": task.env.phases}
+    evaluation = {name: value for name, value in asdict(episodes).items() if name not in _SPEED}
     return {"task": task.name, "environment": environment, "evaluation": evaluation}
 
 
@@ -228,6 +231,7 @@ def evaluation_manifest(
         "score_name": policy.metadata.get("score_name", "score"),
         "score": result.score.to_mapping(),
         "success": result.success.to_mapping(),
+        "success_reported": result.success_reported,
         "phases": {f"p{number}": result.phase(number).to_mapping() for number in range(1, env.phases + 1)},
         "network_evaluations": policy.num_evaluations,
         "latency_ms": {"p50": result.latency(50), "p99": result.latency(99), "decisions": len(result.latency_ms)},
@@ -310,8 +314,9 @@ def _evaluate_open_loop(
     windows = windows_to_evaluate(policy, task, demonstrations, console)
     ends = demonstrations.buffer.episode_ends
     facts["data"] = demonstrations.describe(task.dataset.name)
+    result = evaluate_offline(policy, windows, ends, config.evaluation, console)
     _keep_earlier(config, output, facts, console)
-    result = evaluate_offline(policy, windows, ends, config.evaluation, output, console)
+    draw_open_loop(result, output, console)
     facts |= {
         "evaluation": None,  # there is no environment
         "open_loop": open_loop_manifest(policy, result, config.evaluation),

@@ -27,17 +27,15 @@ def evaluate_offline(
     windows: WindowDataset,
     episode_ends: NDArray[np.int64],
     config: EvaluationConfig,
-    folder: Path,
     console: Console,
 ) -> OpenLoopResult:
-    """Measure a policy with a progress bar, print its errors and draw the first episode.
+    """Measure a policy with a progress bar and print its errors.
 
     Args:
         policy: in evaluation mode.
         windows: of the episodes to measure on.
         episode_ends: [E] of the buffer that the windows come from.
         config: see `measure_open_loop`.
-        folder: where the picture goes.
         console: where to report.
     """
     with Progress(
@@ -56,9 +54,13 @@ def evaluate_offline(
 
         result = measure_open_loop(policy, windows, episode_ends, config, on_episode)
     console.print(_table(result))
+    return result
+
+
+def draw_open_loop(result: OpenLoopResult, folder: Path, console: Console) -> None:
+    """Draw the first episode of a measurement into a folder."""
     picture_open_loop(result.episodes[0], folder / PICTURE)
     console.print(f"picture  {folder / PICTURE}", highlight=False)
-    return result
 
 
 def windows_to_evaluate(

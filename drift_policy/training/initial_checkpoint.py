@@ -33,6 +33,7 @@ _FREE_OF_NETWORKS = ("dropout", "p_drop_emb", "p_drop_attn", "output_init_std")
 # Of heads: what a time means that the network is told. Their other settings are those of the loss and of the sampler.
 _BOUND_OF_HEADS = ("num_train_steps", "beta_schedule", "denoising_time")
 _FAR = 1.5  # normalised numbers reach from -1 to 1: a quarter of the range beyond one end
+_TOO_FAR = 1000.0  # nothing can be learned from these: the number hardly moved in the checkpoint's data
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ def start_from(
         say: where to report.
 
     Raises:
-        ConfigurationError: the checkpoint is of a policy with another architecture or other actions, or the new one
-            mirrors observations and the demonstrations have no affine mirror.
+        ConfigurationError: the checkpoint is of a policy with another architecture or other actions, the new one
+            mirrors observations and the demonstrations have no affine mirror, or a number lies a thousandfold outside
+            the normaliser's range.
     """
     if initial.is_new:
         _check_fits(initial, policy.config, task)
@@ -198,6 +200,8 @@ def _take_mirror(policy: Policy, mirror: Mirror, given: Mirror | None, windows: 
 def _note_range(initial: Policy, arrays: Mapping[str, np.ndarray], say: Say) -> None:
     """Say which number of the demonstrations lies farthest outside the range of the normaliser, if any lies far.
 
+    One that was constant in the checkpoint's data may have any scale: refused rather than told if it moves now.
+
     Args:
         initial: the policy with the normaliser.
         arrays: key -> every step of the demonstrations, [N, D].
@@ -218,6 +222,12 @@ def _note_range(initial: Policy, arrays: Mapping[str, np.ndarray], say: Say) -> 
             for index in torch.nonzero(reach > _FAR).flatten().tolist()
         ]
     if far:
+        require(
+            max(far)[0] <= _TOO_FAR,
+            f"The checkpoint's normaliser, which a fine-tuning keeps, makes {max(far)[0]:.1g} of numbers that should "
+            f"be within -1 and 1: {max(far)[1]}. Give demonstrations in the units of the checkpoint, in which what it "
+            "knows as constant is constant, or train anew.",
+        )
         count = sum(array.shape[1] for array in arrays.values())
         say(
             f"note     {len(far)} of {count} numbers of the demonstrations lie far outside the checkpoint's "

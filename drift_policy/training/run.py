@@ -24,7 +24,7 @@ from drift_policy.evaluation.evaluate import (
     evaluation_manifest,
     write_artifacts,
 )
-from drift_policy.evaluation.offline import evaluate_offline, open_loop_manifest
+from drift_policy.evaluation.offline import draw_open_loop, evaluate_offline, open_loop_manifest
 from drift_policy.evaluation.rollout import EvaluationConfig, rollout
 from drift_policy.manifest import describe_run, simulator_versions, write_json
 from drift_policy.metadata_keys import (
@@ -351,7 +351,8 @@ def _finish_without_env(
     open_loop = None
     if data.validation is not None:
         ends = demonstrations.buffer.episode_ends
-        result = evaluate_offline(policy, data.validation, ends, config.evaluation, run_dir, console)
+        result = evaluate_offline(policy, data.validation, ends, config.evaluation, console)
+        draw_open_loop(result, run_dir, console)
         open_loop = open_loop_manifest(policy, result, config.evaluation)
     write_json(run_dir / "manifest.json", {**facts, "evaluation": None, "open_loop": open_loop})
 

@@ -1,7 +1,9 @@
 """A checkpoint is scored in the environment and with the actions that it was trained for, or not at all."""
 
 import io
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,19 @@ def test_another_environment_than_that_of_the_training_is_refused(score: Callabl
     with pytest.raises(CheckpointError, match=r"trained for the environment .*'action_mode'.* Give task=point"):
         score({"environment_made": made})
     assert len(score({"environment_made": made}, point_task()).episodes) == 2  # asked for by name
+
+
+def test_results_of_other_episode_lengths_and_phases_are_kept(
+    score: Callable[..., RolloutResult], tmp_path: Path
+) -> None:
+    tasks = [point_task() for _ in range(3)]
+    for task, changed in zip(tasks, ({}, {"max_steps": 7}, {"phases": 2}), strict=True):
+        assert task.env is not None
+        task.env = replace(task.env, **changed)
+        score({}, task)
+        score({}, task)  # asked again: replaced
+    assert sorted(path.name for path in (tmp_path / "policy").glob("eval*")) == ["eval", "eval_1", "eval_2"]
+    assert "success_reported" in json.loads((tmp_path / "policy" / "eval" / "manifest.json").read_text())["evaluation"]
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,11 @@ def test_numbers_far_outside_the_normaliser_are_told(tmp_path: Path, first: Path
     assert "note " not in told(tuning(tmp_path, first, name="same"))
 
 
+def test_numbers_in_other_units_are_refused(tmp_path: Path, first: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"normaliser, which a fine-tuning keeps, makes .* or train anew"):
+        told(tuning(tmp_path, first, data_path=write_other_demonstrations(tmp_path, 1e5)))
+
+
 @pytest.mark.parametrize(("temperatures", "taken"), [([0.02, 0.05, 0.2], True), ([0.1, 0.3], False)])
 def test_learned_temperatures_are_taken_over_where_they_began_alike(
     tmp_path: Path, temperatures: list[float], taken: bool
