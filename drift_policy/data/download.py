@@ -1,6 +1,5 @@
 """Downloading a data set: resumed after a cut, checked, and unpacked without trusting the archive."""
 
-import hashlib
 import os
 import shutil
 import stat
@@ -19,6 +18,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from drift_policy.digests import file_sha256
 from drift_policy.errors import DataError
 
 TIMEOUT_SECONDS = 10.0
@@ -62,7 +62,7 @@ def download(url: str, target: Path, *, sha256: str | None = None, timeout: floa
                 if attempt == ATTEMPTS or _size(part) == before:
                     raise DownloadError(f"{url} cannot be downloaded: {_reason(error)}.") from error
     if sha256 is not None:
-        found = _hash(part)
+        found = file_sha256(part)
         if found != sha256.lower():
             _discard(part)
             raise DownloadError(f"{url} gave another file than expected: its sha256 is {found}, expected {sha256}.")
@@ -135,11 +135,6 @@ def _reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.Timeout):
         return "the server did not answer in time"
     return f"{type(error).__name__}: {error}"
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _size(path: Path) -> int:

@@ -1,6 +1,5 @@
 """The evaluation command: roll a checkpoint out, print its score, record every episode, film it."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -14,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from drift_policy.device import choose_device
+from drift_policy.digests import file_sha256
 from drift_policy.errors import CheckpointError, ConfigurationError, require
 from drift_policy.evaluation.action_fan import picture_action_fan
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
@@ -160,8 +160,7 @@ def _keep_earlier(config: EvalConfig, output: Path, facts: dict[str, Any], conso
 
 def checkpoint_facts(policy: Policy, folder: Path) -> dict[str, Any]:
     """Return what a manifest records of the checkpoint in `folder`; its hash tells it from others of that name."""
-    with (folder / MODEL_FILE).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(folder / MODEL_FILE)
     return {**policy.metadata, "folder": folder.name, "policy": policy.config.to_mapping(), "sha256": digest}
 
 

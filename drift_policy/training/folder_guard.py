@@ -79,6 +79,13 @@ def differing_settings(before: Any, now: Any, prefix: str = "") -> list[str]:
     return [] if before == now else [prefix]
 
 
+def setting_of(settings: Any, name: str) -> Any:
+    """Return what stands under a dotted name in nested mappings, or None."""
+    for key in name.split("."):
+        settings = settings.get(key) if isinstance(settings, dict) else None
+    return settings
+
+
 def refuse_changes(run_dir: Path, changed: Collection[str], advice: str | None = None) -> None:
     """Require that no setting has changed since a run was started.
 

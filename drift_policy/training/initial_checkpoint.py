@@ -23,7 +23,7 @@ from drift_policy.policy_config import IMAGE_SETTINGS, PolicyConfig
 from drift_policy.serialization import load_policy, resolve_checkpoint
 from drift_policy.task import Demonstrations, TaskConfig
 from drift_policy.training.checkpoint import CheckpointStore
-from drift_policy.training.folder_guard import differing_settings
+from drift_policy.training.folder_guard import differing_settings, setting_of
 from drift_policy.training.trainer import TrainingData
 
 Say = Callable[[str], None]
@@ -136,7 +136,7 @@ def _differences(ours: PolicyConfig, theirs: PolicyConfig) -> list[str]:
         if f"{part}.name" in names:  # the settings of two kinds of networks say nothing beside each other
             names = [name for name in names if name == f"{part}.name" or not name.startswith(f"{part}.")]
     found = [
-        f"policy.{name} is {_value(here, name)} here and {_value(there, name)} in the checkpoint" for name in names
+        f"policy.{name} is {_shown(here, name)} here and {_shown(there, name)} in the checkpoint" for name in names
     ]
     orders = [list(config.observations) for config in (ours, theirs)]
     if orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]):
@@ -165,11 +165,9 @@ def _seen(spec: ObservationSpec) -> str:
     return f"{spec.kind} {[spec.shape[0], *spec.input_size]}"
 
 
-def _value(described: Mapping[str, Any], name: str) -> str:
+def _shown(described: Mapping[str, Any], name: str) -> str:
     """Return what stands under a dotted name, for a message."""
-    value: Any = described
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
+    value = setting_of(described, name)
     return "absent" if value is None else str(value)
 
 

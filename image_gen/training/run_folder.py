@@ -18,6 +18,7 @@ from drift_policy.training.folder_guard import (
     differing_settings,
     goes_on,
     refuse_changes,
+    setting_of,
 )
 from drift_policy.training.parallel import Processes
 from image_gen.training.checkpoint import CheckpointStore
@@ -124,7 +125,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any], advice: str | Non
     defaults = {name: asdict(kind()) for name, kind in _SECTIONS.items()}
     changed = differing_settings(_completed(_with_mirrored(before), now, defaults), now)
     # Older releases stored no digests, and who only looks whether a run is there has not loaded its encoders.
-    unknown = [name for name in _DIGESTS if None in (_value(before, name), _value(now, name))]
+    unknown = [name for name in _DIGESTS if None in (setting_of(before, name), setting_of(now, name))]
     changed = [_DIGESTS.get(name, name) for name in changed if name not in (*_WITHOUT_EFFECT, *unknown)]
     refuse_changes(run_dir, changed, advice)
 
@@ -141,13 +142,6 @@ def course_of(config: RunConfig, data_facts: Mapping[str, Any], encoders_digest:
     recipe["trainer"] = {name: value for name, value in recipe["trainer"].items() if name not in free}
     settings["dataset"] = {name: value for name, value in settings["dataset"].items() if name != "num_workers"}
     return settings | {"data": dict(data_facts), **({} if encoders_digest is None else {_ENCODERS: encoders_digest})}
-
-
-def _value(settings: Any, name: str) -> Any:
-    """Return the setting of a dotted name, or None."""
-    for part in name.split("."):
-        settings = settings.get(part) if isinstance(settings, dict) else None
-    return settings
 
 
 def _with_mirrored(before: Any) -> Any:

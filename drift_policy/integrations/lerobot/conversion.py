@@ -1,6 +1,5 @@
 """A policy that LeRobot trained with the plug-in, as a policy of ours: from real units to real units."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.data.normalizer import Normalizer
+from drift_policy.digests import file_sha256
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.integrations.lerobot.inner_policy import SETTINGS, key_of, policy_config_of
 from drift_policy.integrations.lerobot.normalization import NEEDED, action_maps, observation_maps
@@ -185,6 +185,5 @@ def _load_weights(policy: Policy, path: Path, averaged: bool) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: {prefix}normalizer.{name} is not the identity, as it is where LeRobot's processors normalise."
             )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     return {"weights": "trained" if updates == 0 else "averaged", "averaged_updates": updates, "model_sha256": digest}
