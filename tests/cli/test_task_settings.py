@@ -7,6 +7,8 @@ from hydra import compose, initialize_config_dir
 
 from drift_policy.cli import resolved
 from drift_policy.config import parse_config
+from drift_policy.heads import HEADS
+from drift_policy.policy_config import usual_noise_scale
 from drift_policy.training.config import TrainConfig
 from tests.helpers.programs import ROOT
 
@@ -107,3 +109,8 @@ def test_null_leaves_what_the_policy_has() -> None:
             "task=pusht", f"policy={policy}", "task.num_candidates=null", "task.noise_scale=null"
         ).policy
         assert (settings["num_candidates"], settings["noise_scale"]) == (1, 0.5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_plugins_draw_with_the_noise_that_the_policies_of_the_command_line_have(head: str) -> None:
+    assert composed("task=lift", f"policy={head}").policy["noise_scale"] == usual_noise_scale(head)
