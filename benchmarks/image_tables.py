@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import NOT_MEASURED, RESULTS, ROOT, fill, is_check, markdown, update_page
+from benchmarks.pages import NOT_MEASURED, RESULTS, ROOT, fill, is_check, markdown, update_page
 
 PAGE = ROOT / "docs" / "image_gen.md"
 STUDIES = ("antisymmetry", "positives", "negatives", "features", "temperatures")
@@ -207,7 +207,7 @@ def _means_and_ranges(scores: Sequence[Scores], forms: Mapping[str, str]) -> lis
 
 def main() -> None:
     """Write or check the tables."""
-    filled = fill(PAGE.read_text(), RESULTS, required=TABLES, optional={})
+    filled = fill(PAGE.read_text(), RESULTS, TABLES)
     update_page(PAGE, filled, "benchmarks.image_tables", check=is_check(__doc__))
 
 

@@ -15,20 +15,9 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
+from benchmarks.manifests import Manifest, mean_and_interval, read_runs, score_interval, success_rate
+from benchmarks.pages import NOT_MEASURED, ROOT, fill, is_check, markdown, update_page
 from benchmarks.study import for_task
-from benchmarks.tables import (
-    NOT_MEASURED,
-    ROOT,
-    Manifest,
-    fill,
-    is_check,
-    markdown,
-    mean_and_interval,
-    read_runs,
-    score_interval,
-    success_rate,
-    update_page,
-)
 from drift_policy.evaluation.statistics import Interval, difference_interval
 
 PAGE = ROOT / "docs" / "study.md"
@@ -169,7 +158,7 @@ def question_names() -> list[str]:
 def filled_page(text: str, results: Path = RESULTS) -> str:
     """Return the page with the current tables."""
     tables = {f"study_{name}": partial(question_table, name) for name in question_names()}
-    return fill(text, results, required={}, optional=tables)
+    return fill(text, results, tables, complete=False)
 
 
 def main() -> None:

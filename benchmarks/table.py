@@ -17,20 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.tables import (
-    RESULTS,
-    ROOT,
+from benchmarks.manifests import (
     Manifest,
-    fill,
     is_scripted,
-    markdown,
     mean_and_interval,
     phase_interval,
     read_runs,
     score_interval,
     success_rate,
-    update_page,
 )
+from benchmarks.pages import RESULTS, ROOT, fill, markdown, update_page
 
 PAGE = ROOT / "docs" / "table7.md"
 NAME = "table7"
@@ -195,7 +191,7 @@ def main() -> None:
 
 def filled_page(text: str, results: Path) -> str:
     """Return the page with the current table between its markers; ValueError if it has none."""
-    return fill(text, results, {NAME: markdown_table}, {})
+    return fill(text, results, {NAME: markdown_table})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import image_tables, tables
+from benchmarks import image_tables, pages, score_tables, tables
 from benchmarks.gpu_suite import tables as gpu_tables
+from benchmarks.headline_chart import draw_headline_chart
 
 
 def manifest(seed: int, scores: list[float]) -> dict[str, Any]:
@@ -20,8 +21,9 @@ def manifest(seed: int, scores: list[float]) -> dict[str, Any]:
     }
 
 
-def test_readme_shows_what_the_result_files_say() -> None:
-    assert tables.fill(tables.README.read_text(), tables.RESULTS) == tables.README.read_text()
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_pages_show_what_the_result_files_say(page: Path) -> None:
+    assert pages.fill(page.read_text(), pages.RESULTS, tables.PAGES[page]) == page.read_text()
 
 
 def test_episodes_of_all_seeds_are_pooled(tmp_path: Path) -> None:
@@ -29,20 +31,40 @@ def test_episodes_of_all_seeds_are_pooled(tmp_path: Path) -> None:
     for seed, scores in ((0, [1.0, 0.5]), (1, [1.0, 1.0])):
         (tmp_path / "pusht" / f"drift_seed{seed}.json").write_text(json.dumps(manifest(seed, scores)))
     (tmp_path / "pusht" / "drift_other_seed0.json").write_text(json.dumps(manifest(0, [0.0])))
-    row = tables.pusht_table(tmp_path).splitlines()[2]
+    row = score_tables.pusht_table(tmp_path).splitlines()[2]
     assert "0.875 [" in row and "0.75 [" in row and "| 2 |" in row
-    assert len(tables.pusht_seed_table(tmp_path).splitlines()) == 4
+    assert len(score_tables.pusht_seed_table(tmp_path).splitlines()) == 4
+
+
+def test_the_overview_has_a_row_a_task_and_a_cell_a_method(tmp_path: Path) -> None:
+    for task, policy, scores in (
+        ("lift", "regression", [1.0, 0.5]),
+        ("pusht", "drift", [1.0]),
+        ("pusht", "mip", [0.5]),
+    ):
+        (tmp_path / task).mkdir(exist_ok=True)
+        run = manifest(0, scores) | {"data": {"name": task, "episodes": 7}}
+        (tmp_path / task / f"{policy}_seed0.json").write_text(json.dumps(run))
+    assert score_tables.overview_table(tmp_path).splitlines()[2:] == [
+        "| Push-T, keypoints | 7 | 1.00 (1) |  |  | 0.00 (1) |  |",
+        "| Lift, scripted | 7 |  |  |  |  | 0.50 (1) |",
+    ]
+    headline = score_tables.headline_table(tmp_path).splitlines()
+    assert headline[2].startswith("| **drift** (default) | 1 | 1.000 [") and headline[2].endswith("| 1 | 10 x 64 |")
+    assert len(headline) == 4
+    draw_headline_chart(tmp_path, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").stat().st_size > 0
 
 
 def test_markers_are_required_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="table:pusht"):
-        tables.fill("no tables here", tmp_path)
+        pages.fill("no tables here", tmp_path, {"pusht": score_tables.pusht_table})
 
 
 @pytest.mark.parametrize("generated", [image_tables, gpu_tables])
 def test_other_pages_show_what_the_result_files_say(generated: ModuleType) -> None:
     page = generated.PAGE.read_text()
-    assert tables.fill(page, tables.RESULTS, required=generated.TABLES, optional={}) == page
+    assert pages.fill(page, pages.RESULTS, generated.TABLES) == page
 
 
 def test_image_tables_average_over_seeds(tmp_path: Path) -> None:
@@ -64,13 +86,13 @@ def test_image_tables_average_over_seeds(tmp_path: Path) -> None:
         "| one | 15.0 [10.0, 20.0] | 0.25 [0.00, 0.50] | 0.500 [0.500, 0.500] | 200 | 2 |",
         "| one | 20.0 | 0.50 | 0.500 | 1,000 | 1 |",
     ]
-    assert image_tables.ordering_table("positives", tmp_path) == tables.NOT_MEASURED
+    assert image_tables.ordering_table("positives", tmp_path) == pages.NOT_MEASURED
 
 
 def test_costs_in_hours_follow_from_flops_and_measured_steps(tmp_path: Path) -> None:
     folder = tmp_path / "image_gen"
     folder.mkdir()
-    assert image_tables.cost_table(tmp_path) == tables.NOT_MEASURED
+    assert image_tables.cost_table(tmp_path) == pages.NOT_MEASURED
     generator = {
         "steps": 7200,
         "generated_images_per_step": 2000,
@@ -151,5 +173,5 @@ def test_speeds_say_on_what_and_how_they_were_measured(tmp_path: Path) -> None:
 
 def test_results_name_no_folders_of_the_machine_that_made_them() -> None:
     absolute = re.compile(r"[=\"' ]/[A-Za-z_][\w.]*/")
-    named = [str(file) for file in tables.RESULTS.rglob("*.json") if absolute.search(file.read_text())]
+    named = [str(file) for file in pages.RESULTS.rglob("*.json") if absolute.search(file.read_text())]
     assert not named, "write paths of commands relative to the checkout"

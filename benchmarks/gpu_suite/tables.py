@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.tables import NOT_MEASURED, RESULTS, ROOT, fill, is_check, markdown, update_page
+from benchmarks.pages import NOT_MEASURED, RESULTS, ROOT, fill, is_check, markdown, update_page
 
 PAGE = ROOT / "docs" / "gpu_suite.md"
 
@@ -49,7 +49,7 @@ TABLES: dict[str, Callable[[Path], str]] = {"gpu_latency": latency_table}
 
 def main() -> None:
     """Write or check the tables."""
-    filled = fill(PAGE.read_text(), RESULTS, required=TABLES, optional={})
+    filled = fill(PAGE.read_text(), RESULTS, TABLES)
     update_page(PAGE, filled, "benchmarks.gpu_suite.tables", check=is_check(__doc__))
 
 

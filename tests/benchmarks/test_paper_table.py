@@ -1,12 +1,14 @@
 """The paper's table with our columns: current, empty where nothing was measured, and honest about the data."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import table, tables
+from benchmarks import pages, table
+from benchmarks.score_tables import method_table
 
 
 def manifest(seed: int, scores: list[float], **changes: Any) -> dict[str, Any]:
@@ -88,10 +90,12 @@ def test_a_run_in_the_wrong_column_is_an_error(tmp_path: Path) -> None:
 
 def test_a_table_of_a_task_that_was_not_measured_says_so(tmp_path: Path) -> None:
     page = "<!-- table:lift -->\nold\n<!-- end:lift -->\n"
-    filled = tables.fill(page, tmp_path, {}, tables.OPTIONAL_TABLES)
+    tables = {"lift": partial(method_table, "lift")}
+    filled = pages.fill(page, tmp_path, tables)
     assert filled == "<!-- table:lift -->\nNot measured yet.\n<!-- end:lift -->\n"
     with pytest.raises(ValueError, match="table:lift"):
-        tables.fill(page + page, tmp_path, {}, tables.OPTIONAL_TABLES)
+        pages.fill(page + page, tmp_path, tables)
+    assert pages.fill("none here", tmp_path, tables, complete=False) == "none here"
 
 
 def test_the_table_of_any_task_shows_what_its_runs_have(tmp_path: Path) -> None:
@@ -99,7 +103,7 @@ def test_the_table_of_any_task_shows_what_its_runs_have(tmp_path: Path) -> None:
     write(tmp_path, "lift", "diffusion", manifest(0, [1.0], data=data))
     write(tmp_path, "lift", "drift", manifest(0, [1.0, 0.0], data=data), manifest(1, [1.0, 1.0], data=data))
     write(tmp_path, "lift", "drift_floor_zero", manifest(0, [0.0], data=data))
-    lines = tables.method_table("lift", tmp_path).splitlines()
+    lines = method_table("lift", tmp_path).splitlines()
     assert lines[0] == (
         "| policy | evaluations | success | training seeds | steps x windows | training [min] | decision p50 [ms] "
         "| demonstrations |"
@@ -108,8 +112,8 @@ def test_the_table_of_any_task_shows_what_its_runs_have(tmp_path: Path) -> None:
     assert [line.split(" |")[0] for line in lines[3:]] == ["| diffusion (DDPM)", "| drift floor zero"]
     phased = manifest(0, [1.0, 0.5], evaluation={"phases": {"p1": {}, "p2": {}}})
     write(tmp_path, "block_push", "drift", phased)
-    header, _, row = tables.method_table("block_push", tmp_path).splitlines()
+    header, _, row = method_table("block_push", tmp_path).splitlines()
     assert "| evaluations | p1 | p2 | success |" in header
     assert row.startswith("| **drift** (default) | 1 | 1.00 [0.34, 1.00] | 0.50 [0.09, 0.91] |")
     write(tmp_path, "pusht", "drift", manifest(0, [0.9], evaluation={"score_name": "coverage"}))
-    assert "| max coverage | success |" in tables.method_table("pusht", tmp_path)
+    assert "| max coverage | success |" in method_table("pusht", tmp_path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import tables, training_throughput
+from benchmarks import speed_tables, training_throughput
 from benchmarks.training_throughput import BFLOAT16, CNN_LOOP, DRIFT, IMAGE, IMAGE_LOSS, LOSS, MLP_LOOP, Case
 
 REFERENCE = (
@@ -95,7 +95,7 @@ def test_the_run_is_described(measured: Path) -> None:
 
 
 def test_the_table_has_a_row_for_every_update(measured: Path, cases: dict[str, dict[str, Any]]) -> None:
-    rows = tables.throughput_table(measured).splitlines()[2:]
+    rows = speed_tables.throughput_table(measured).splitlines()[2:]
     assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == UPDATES
     for name, row in zip(UPDATES, rows, strict=True):
         assert f"| {cases[name]['steps_times_reference']['median']:.2f} [" in row
