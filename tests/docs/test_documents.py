@@ -101,7 +101,10 @@ def test_the_example_of_a_real_robot_is_a_task_without_an_environment() -> None:
     assert parse_config(TaskConfig, with_camera).observations["image"].crop == [108, 144]
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text())
     broken = []
