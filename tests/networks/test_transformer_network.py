@@ -67,3 +67,21 @@ def test_dropout_acts_in_training_only() -> None:
 def test_condition_that_does_not_split_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="condition_tokens is 4, which does not divide .* 6 numbers"):
         build(condition_tokens=4)
+
+
+@pytest.mark.parametrize("n_emb", [64, 256])
+def test_an_untrained_one_step_network_hears_observation_and_noise(n_emb: int) -> None:
+    """With Diffusion Policy's initial weights the observation moves the chunks far less than the noise does."""
+    network = build(n_emb=n_emb, n_head=4, condition_tokens=2).eval()
+    noise, conditions = torch.randn(1, 64, 6, 2), torch.randn(64, 6)
+    with torch.no_grad():
+        by_noise = network(noise, conditions[:1]).std(dim=1).mean()
+        by_condition = network(noise[:, :1].expand(64, -1, -1, -1), conditions).std(dim=0).mean()
+    assert 0.3 < by_condition / by_noise < 3
+    assert 0.05 < by_noise < 0.25
+
+
+def test_a_denoiser_starts_with_diffusion_policys_weights() -> None:
+    network = build(n_emb=256, n_head=4, timed=True)
+    weights = [module.weight for module in network.modules() if isinstance(module, nn.Linear)]
+    assert all(weight.std().item() == pytest.approx(0.02, rel=0.15) for weight in weights)
