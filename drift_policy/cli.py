@@ -62,7 +62,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigurationError(
-            f"{error.full_key or 'The configuration'} has no usable value: {str(error).splitlines()[0]} "
+            f"{error.full_key or 'The configuration'} has no usable value: {str(error).splitlines()[0].rstrip('.')}. "
             f"Set it on the command line: {error.full_key or 'key'}=... ."
         ) from error
 

@@ -44,7 +44,10 @@ def parse_config(kind: type[Config], values: Mapping[str, Any] | DictConfig, whe
         return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         key = _join(where, error.full_key or "") or "The configuration"
-        raise ConfigurationError(f"{key} does not fit: {_first_line(error)}") from error
+        text = _first_line(error)
+        if "is not a ListConfig" in text:
+            text = f"a list is expected, {key}=[...]."
+        raise ConfigurationError(f"{key} does not fit: {text}") from error
 
 
 def with_defaults(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,6 +59,36 @@ def checked_steps(specs: Specs, obs: Any, steps: int, dtype: torch.dtype) -> dic
     return _in_type(specs, checked, dtype)
 
 
+def training_observation(specs: Specs, batch: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
+    """Return the observations {key: [B, To, ...]} of a training batch as they are, their keys and steps checked.
+
+    Args:
+        specs: of the policy.
+        batch: see `Policy.compute_loss`; its images may have been cropped before.
+        steps: To.
+
+    Raises:
+        ValueError: a missing key or a wrong shape.
+    """
+    missing = [name for name in ("obs", "action") if name not in batch]
+    if missing:
+        raise ValueError(
+            f"batch lacks {missing[0]!r}: it has {sorted(batch)}, but is {{'obs': {{key: [B, To, ...]}}, 'action': "
+            "[B, Tp, Da]}."
+        )
+    given = as_mapping(specs, batch["obs"])
+    for key, spec in specs.items():
+        shape = list(torch.as_tensor(require_key(given, key)).shape)
+        is_image = spec.kind == "image"
+        if len(shape) != len(spec.shape) + 2 or shape[1] != steps or not (is_image or shape[2:] == list(spec.shape)):
+            expected = ["C", "H", "W"] if is_image else [str(number) for number in spec.shape]
+            raise ValueError(
+                f"batch['obs'][{key!r}] must have shape [B, {steps}, {', '.join(expected)}] (batch, the first "
+                f"n_obs_steps steps of the window, {'image' if is_image else 'numbers'}), but has {shape}."
+            )
+    return given
+
+
 def with_past_features(features: Sequence[Any], condition: Tensor, size: int) -> Tensor:
     """Put the features [B, F] of earlier steps, tensors or arrays, before the condition [B, T * F] of the others.
 
@@ -91,7 +122,20 @@ def check_finite(name: str, value: Tensor) -> None:
 
 def _tensors(specs: Specs, obs: Any) -> dict[str, Tensor]:
     given = as_mapping(specs, obs)
-    return {key: torch.as_tensor(require_key(given, key)) for key in specs}
+    return {key: _tensor(f"obs[{key!r}]", require_key(given, key)) for key in specs}
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    """Return a tensor that shares memory where it can.
+
+    Torch takes no array that runs backwards, as an image does whose channels were turned from BGR to RGB: it is copied.
+    """
+    if isinstance(value, np.ndarray) and any(stride < 0 for stride in value.strides):
+        value = value.copy()
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is no array of numbers ({type(value).__name__}: {error}).") from error
 
 
 def _in_type(specs: Specs, values: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

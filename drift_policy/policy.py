@@ -21,11 +21,10 @@ from drift_policy.encoders.backbones import backbone_kind
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import Draws, Generators, Metrics, head_kind
 from drift_policy.heads.drift import DriftHead
-from drift_policy.inputs import checked_step, checked_steps, stacked, with_past_features
+from drift_policy.inputs import checked_step, checked_steps, stacked, training_observation, with_past_features
 from drift_policy.mirror import Mirror
 from drift_policy.networks import build_network
 from drift_policy.policy_config import ACTION, POSITIVE_WEIGHTS, POSITIVES, PolicyConfig
-from drift_policy.runtime.observation_shapes import as_mapping
 from drift_policy.runtime.spec import executed_steps
 from drift_policy.runtime.step_features import StepHistory, decide, encode_newest
 from drift_policy.serialization import save_policy
@@ -158,15 +157,15 @@ class Policy(nn.Module):
             draws: what `draw(B)` returned; drawn here if absent.
 
         Raises:
-            ValueError: the actions or positives have another shape, the head compares with no positives, or its loss
-                changes with the step and `draws` are absent.
+            ValueError: a key is missing, observations, actions or positives have another shape, the head compares with
+                no positives, or its loss changes with the step and `draws` are absent.
         """
+        observation = training_observation(self.config.observations, batch, self.n_obs_steps)
         drawn = self.draw(len(batch[ACTION])) if draws is None else draws
         drawn = {name: self._to_device(value) for name, value in drawn.items()}
         names = [name for name in (ACTION, POSITIVES, POSITIVE_WEIGHTS) if name in batch]
         chunks = {name: self._to_device(batch[name]) for name in names}
         action, positives = demonstrated(chunks, drawn, self.config, self.normalizer)
-        observation = as_mapping(self.config.observations, batch["obs"])
         condition = self._encode(
             {key: self._to_device(value) for key, value in observation.items()},
             below(_CROP, drawn),

@@ -66,6 +66,12 @@ class PolicyConfig:
             raise ConfigurationError("policy.observations is empty: a policy needs at least one observation key.")
         if ACTION in self.observations:
             raise ConfigurationError(f"policy.observations.{ACTION} would hide the predicted actions: rename that key.")
+        for key, spec in self.observations.items():
+            if not isinstance(spec, ObservationSpec):
+                raise ConfigurationError(
+                    f"policy.observations.{key} must be an ObservationSpec, but is a {type(spec).__name__}: give "
+                    "ObservationSpec(shape=[numbers]), or for a camera ObservationSpec(kind='image', shape=[C, H, W])."
+                )
         if not 0 <= self.noise_scale < math.inf:
             raise ConfigurationError(f"policy.noise_scale must be a number from 0 on, but is {self.noise_scale}.")
         self._check_mirrored()

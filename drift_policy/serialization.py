@@ -82,6 +82,7 @@ def resolve_checkpoint(path: str | Path) -> Path:
     if (folder / INDEX_FILE).is_file():
         return _best_of_run(folder / INDEX_FILE)
     what = "holds no config.json and no checkpoints/index.json" if folder.is_dir() else "does not exist"
+    what = "is a file" if folder.is_file() else what
     raise CheckpointError(
         f"{folder} {what}. Give a run folder (runs/<task>/<name>), a checkpoint folder inside it, or hf://owner/name."
     )

@@ -12,7 +12,7 @@ from gymnasium.envs.registration import load_env_creator
 from numpy.typing import NDArray
 
 from drift_policy.data.dataset import Column, WindowDataset
-from drift_policy.data.formats import FORMATS
+from drift_policy.data.formats import FORMATS, check_format
 from drift_policy.data.normalizer import CONSTANT_RANGE
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import DatasetSource, ResolvedData, resolve
@@ -237,7 +237,9 @@ def find_demonstrations(
     data_format = FORMATS[dataset.format]
     options = {name: value for name, value in dataset.options.items() if name in data_format.count_options}
     count = partial(data_format.count, **options)
-    return resolve(source, path, allow_download=allow_download, report=report, count=count)
+    resolved = resolve(source, path, allow_download=allow_download, report=report, count=count)
+    check_format(resolved.path, dataset.format)
+    return resolved
 
 
 def make_windows(
@@ -262,17 +264,25 @@ def make_windows(
 
 
 def observation_specs(task: TaskConfig, windows: WindowDataset) -> dict[str, ObservationSpec]:
-    """Return what a policy is told about its observations: the kinds of the task, the shapes of the data."""
+    """Return what a policy is told about its observations: the kinds of the task, the shapes of the data.
+
+    Raises:
+        ConfigurationError: an observation whose kind, scaling or crop does not go with its columns.
+    """
     sample = windows.batch(np.zeros(1, dtype=np.int64))["obs"]
-    return {
-        key: ObservationSpec(
-            kind=observation.kind,
-            shape=list(sample[key].shape[2:]),
-            resize=observation.resize,
-            crop=observation.crop,
+    specs = {}
+    for key, observation in task.observations.items():
+        shape = list(sample[key].shape[2:])
+        require(
+            observation.kind != "image" or len(shape) == 3,
+            f"task.observations.{key} is of kind image, but its column {observation.columns[0].name!r} holds no images "
+            "[N, H, W, C] or [N, C, H, W]: grey ones need an axis of one channel too, images[..., None].",
         )
-        for key, observation in task.observations.items()
-    }
+        try:
+            specs[key] = ObservationSpec(observation.kind, shape, observation.resize, observation.crop)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"task.observations.{key}: {error}") from error
+    return specs
 
 
 def env_for_data(env: EnvConfig, environment: Mapping[str, Any]) -> EnvConfig:

@@ -13,6 +13,9 @@ from drift_policy.data.readers.npz import count_npz, read_npz
 from drift_policy.data.readers.robomimic import count_robomimic, describe_robomimic, read_robomimic
 from drift_policy.data.readers.zarr import count_zarr, read_zarr
 from drift_policy.data.replay_buffer import ReplayBuffer
+from drift_policy.errors import DataError
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class DataFormat:
     options: tuple[str, ...] = ()  # keyword arguments of `read` that task.dataset.options may give
     count_options: tuple[str, ...] = ()  # those of them that `count` takes too
     memory_map: bool = False  # whether `read` takes memory_map=True
+    container: str | None = None  # what `container_of` calls its files or folders; None is anything else
     # What a file, read with these options, says about the environment it was recorded in, as keyword arguments (see
     # task.EnvConfig.from_data).
     environment: Callable[[Path, Mapping[str, Any]], dict[str, Any]] | None = None
@@ -31,6 +35,36 @@ class DataFormat:
     # the same.
     action_space: Callable[[Mapping[str, Any]], str | None] | None = None
     control_hz: Callable[[Path], float] | None = None  # steps a second that a file or folder was recorded at
+
+
+def container_of(path: Path) -> str | None:
+    """Return what a file or folder of demonstrations is, as far as that shows: "HDF5", "zarr" or "LeRobot"."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return "HDF5" if file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE else None
+    if (path / "meta" / "info.json").is_file():
+        return "LeRobot"
+    return "zarr" if any((path / name).is_file() for name in (".zgroup", "zarr.json")) else None
+
+
+def check_format(path: Path, name: str) -> None:
+    """Require that a file or folder is not plainly of another format than `task.dataset.format` says.
+
+    Args:
+        path: demonstrations.
+        name: a key of `FORMATS`.
+
+    Raises:
+        DataError: it is of another one.
+    """
+    found = container_of(path)
+    if found is None or found == FORMATS[name].container:
+        return
+    fitting = [other for other, data_format in FORMATS.items() if data_format.container == found]
+    raise DataError(
+        f"{path} is {found}, but task.dataset.format is {name}: set it to {' or '.join(fitting)}, and the columns and "
+        "options that go with it (docs/your_own_data.md), or give other demonstrations with data_path=... ."
+    )
 
 
 def _robomimic_environment(path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,20 +89,27 @@ FORMATS: dict[str, DataFormat] = {
         options=("allow_missing_chunks",),
         count_options=("allow_missing_chunks",),
         memory_map=True,
+        container="zarr",
     ),
     "npz": DataFormat(read_npz, count_npz),
     "lerobot": DataFormat(
-        read_lerobot, count_lerobot, options=("image_size",), memory_map=True, control_hz=lerobot_rate
+        read_lerobot,
+        count_lerobot,
+        options=("image_size",),
+        memory_map=True,
+        container="LeRobot",
+        control_hz=lerobot_rate,
     ),
     "robomimic": DataFormat(
         read_robomimic,
         count_robomimic,
         options=("action_mode", "filter_key"),
         memory_map=True,
+        container="HDF5",
         environment=_robomimic_environment,
         action_space=_robomimic_action_space,
     ),
-    "minari": DataFormat(read_minari, count_minari),
+    "minari": DataFormat(read_minari, count_minari, container="HDF5"),
     "kitchen_numpy": DataFormat(read_kitchen_numpy, count_kitchen_numpy),
     "kitchen_mjl": DataFormat(read_kitchen_mjl, count_kitchen_mjl, options=("robot_noise_ratio",)),
 }

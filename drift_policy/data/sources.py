@@ -216,7 +216,7 @@ def _how_to_get(source: DatasetSource) -> str:
     place = f"so that {DATA_VARIABLE} names the folder that holds {source.relative_path}"
     if source.url is None:
         hint = f" {source.hint}" if source.hint else ""
-        return f"To use the full data set, put it on this machine {place}.{hint}"
+        return f"To use the full data set, give its path with data_path=..., or put it on this machine {place}.{hint}"
     name = PurePosixPath(urlsplit(source.url).path).name
     if _is_packed(source, source.url):
         commands = f"  mkdir -p data && cd data\n  curl -L -O {source.url}\n  unzip {name}"

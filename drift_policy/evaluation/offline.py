@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from drift_policy.data.dataset import WindowDataset
+from drift_policy.data.ranges import far_numbers
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.open_loop import OpenLoopEpisode, OpenLoopResult, measure_open_loop, picture_open_loop
@@ -92,6 +93,15 @@ def windows_to_evaluate(
             f"The policy observes {wanted} and commands {policy.action_dim} numbers, but the task {task.name!r} has "
             f"{found} and {windows.action.shape[1]}: the checkpoint belongs to another task."
         )
+    arrays = windows.stats_arrays()
+    far = far_numbers(policy.normalizer, arrays)
+    if far:
+        count = sum(array.shape[1] for array in arrays.values())
+        console.print(
+            f"note     {len(far)} of {count} numbers of the demonstrations lie far outside those that the policy was "
+            f"trained on: {max(far)[1]}. Are they in the same units?",
+            highlight=False,
+        )
     return windows
 
 
@@ -135,7 +145,8 @@ def open_loop_manifest(policy: Policy, result: OpenLoopResult, config: Evaluatio
 
 def _table(result: OpenLoopResult) -> Table:
     n_decisions = sum(len(episode.predicted) for episode in result.episodes)
-    table = Table(title=f"open loop on {len(result.episodes)} episodes, {n_decisions} decisions")
+    n_episodes = len(result.episodes)
+    table = Table(title=f"open loop on {n_episodes} episode{'s' * (n_episodes != 1)}, {n_decisions} decisions")
     table.add_column("")
     table.add_column("mean", justify="right")
     table.add_column("95 % interval", justify="right")

@@ -149,10 +149,8 @@ def picture_open_loop(episode: OpenLoopEpisode, path: Path) -> None:
         axis.set_title(f"action[{number}]")
         axis.set_xlabel("step")
     axes.flat[0].legend(fontsize=8)
-    figure.suptitle(
-        f"episode {episode.episode}: decisions at recorded observations; {len(shown)} of {n_numbers} numbers, those "
-        "that move most"
-    )
+    left_out = f"; {len(shown)} of {n_numbers} numbers, those that move most" if len(shown) < n_numbers else ""
+    figure.suptitle(f"episode {episode.episode}: decisions at recorded observations{left_out}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=90)
     plt.close(figure)

@@ -17,11 +17,12 @@ _PANELS: dict[str, tuple[str, ...]] = {
     "accuracy of the classifier": ("train/accuracy",),
     "raw force per temperature": ("train/force_*",),
     "scale: mean distance": ("train/scale",),
-    "spread between samples": ("train/spread", "val/spread"),
+    "spread between samples": ("train/spread", "train/spread_real", "val/spread"),
     "gradient norm": ("train/gradient_norm",),
     "loss (affinity kernel: constant by construction)": ("train/loss",),
 }
 _LOGARITHMIC = ("error", "force", "gradient")
+_FEW = 12  # points up to so many are marked: a single one would be no line at all
 
 
 def plot_curves(metrics_csv: Path, picture: Path, title: str) -> None:
@@ -62,7 +63,8 @@ def _draw_panel(axis: Axes, name: str, metrics: list[str], rows: list[dict[str, 
     for metric in metrics:
         points = [(int(row["step"]), float(row[metric])) for row in rows if row.get(metric)]
         steps, values = zip(*points, strict=True)
-        axis.plot(steps, values, label=metric, marker="o" if metric.startswith("rollout") else None)
+        is_marked = metric.startswith("rollout") or len(steps) <= _FEW
+        axis.plot(steps, values, label=metric, marker="o" if is_marked else None)
     if any(word in name for word in _LOGARITHMIC):
         axis.set_yscale("log")
     axis.set_title(name)

@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # What means something, in this order; the loss of the drift head is nearly constant and is left out.
 _SHOWN = (
+    ("val/executed_mse", "held-out error of decisions"),
     ("val/action_mse", "held-out error"),
     ("train/action_mse", "error"),
     ("train/noise_mse", "noise error"),

@@ -86,21 +86,27 @@ def setting_of(settings: Any, name: str) -> Any:
     return settings
 
 
-def refuse_changes(run_dir: Path, changed: Collection[str], advice: str | None = None) -> None:
+def refuse_changes(
+    run_dir: Path, changed: Collection[str], advice: str | None = None, before: Any = None, now: Any = None
+) -> None:
     """Require that no setting has changed since a run was started.
 
     Args:
         run_dir: the folder of the run.
         changed: names of settings.
         advice: what to do instead; if absent, to start a run of another name.
+        before: the settings that it was started with; the message shows their values if they are given.
+        now: those of today.
 
     Raises:
         ConfigurationError: something has changed.
     """
     if changed:
         advice = advice or "Resume it with what it was started with, or start a new run with another name=... ."
+        values = [f"{name} was {setting_of(before, name)!s:.60}, now {setting_of(now, name)!s:.60}" for name in changed]
+        shown = "" if before is None else f" {'; '.join(values)}."
         raise ConfigurationError(
-            f"The run in {run_dir} was started with other values of {', '.join(changed)}. {advice}"
+            f"The run in {run_dir} was started with other values of {', '.join(changed)}.{shown} {advice}"
         )
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from drift_policy.data.dataset import WindowDataset
+from drift_policy.data.ranges import far_numbers
 from drift_policy.encoders import ObservationSpec
 from drift_policy.errors import require
 from drift_policy.evaluation.evaluate import checkpoint_facts
@@ -32,7 +32,6 @@ _CHOSEN_BY_NAME = ("head", "network", "image_backbone")
 _FREE_OF_NETWORKS = ("dropout", "p_drop_emb", "p_drop_attn", "output_init_std")
 # Of heads: what a time means that the network is told. Their other settings are those of the loss and of the sampler.
 _BOUND_OF_HEADS = ("num_train_steps", "beta_schedule", "denoising_time")
-_FAR = 1.5  # normalised numbers reach from -1 to 1: a quarter of the range beyond one end
 _TOO_FAR = 1000.0  # nothing can be learned from these: the number hardly moved in the checkpoint's data
 
 
@@ -205,20 +204,7 @@ def _note_range(initial: Policy, arrays: Mapping[str, np.ndarray], say: Say) -> 
         arrays: key -> every step of the demonstrations, [N, D].
         say: where to report.
     """
-    normalizer = initial.normalizer
-    far: list[tuple[float, str]] = []
-    for key, array in arrays.items():
-        ends = torch.as_tensor(np.stack([array.min(axis=0), array.max(axis=0)]))
-        reach = normalizer.normalize(key, ends).abs().amax(dim=0)
-        low, high = normalizer.unnormalize(key, torch.tensor([[-1.0], [1.0]]).expand(2, len(reach)))
-        far += [
-            (
-                float(reach[index]),
-                f"{key}[{index}] reaches from {ends[0, index]:.4g} to {ends[1, index]:.4g}, the range of the "
-                f"normaliser from {low[index]:.4g} to {high[index]:.4g}",
-            )
-            for index in torch.nonzero(reach > _FAR).flatten().tolist()
-        ]
+    far = far_numbers(initial.normalizer, arrays)
     if far:
         require(
             max(far)[0] <= _TOO_FAR,

@@ -1,7 +1,7 @@
 """A training run from configuration to scored checkpoint, film and pictures."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from drift_policy.data.normalizer import Normalizer
+from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.symmetry import find_symmetry, with_mirror_images
 from drift_policy.data.windows import limit_episodes, split_validation
 from drift_policy.device import choose_device
@@ -39,7 +40,7 @@ from drift_policy.mirror import fit_mirror
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy, build_policy
 from drift_policy.policy_config import policy_config_from_mapping
-from drift_policy.serialization import load_policy
+from drift_policy.serialization import load_policy, resolve_checkpoint
 from drift_policy.task import (
     Demonstrations,
     EnvConfig,
@@ -126,6 +127,7 @@ def _train(
         policy, data = build_policy_and_data(config, demonstrations, processes.device)
         say(f"policy   {_describe_policy(policy)} on {_describe_processes(processes)}")
         say(f"choice   checkpoints by {_choice(config, data)}")
+        _note_short_episodes(demonstrations.buffer, policy.horizon, say)
         _check_measurements(config, policy, spaces)
         if initial is not None:
             start_from(initial, policy, data, config.task, demonstrations, say)
@@ -158,6 +160,15 @@ def _train(
             _conclude(config, env, run_dir, facts, trainer, data, demonstrations, console)
 
 
+def _note_short_episodes(buffer: ReplayBuffer, horizon: int, say: Callable[[str], None]) -> None:
+    short = int((buffer.episode_lengths < horizon).sum())
+    if short:
+        say(
+            f"note     {short} of {buffer.n_episodes} episodes are shorter than the horizon of {horizon} steps: their "
+            "windows repeat the last step"
+        )
+
+
 def _conclude(
     config: TrainConfig,
     env: EnvConfig | None,
@@ -175,7 +186,9 @@ def _conclude(
         facts["training"]["rollout_summary"] = summary = summary_of(rollouts)
         found = f"{summary['max_score']:.3f} at best, {summary['mean_score_of_last']:.3f} on average"
         say(f"rollouts score {found} over the last {summary['last']} of {len(rollouts)}")
-    policy = load_policy(run_dir, trainer.policy.device)
+    best = resolve_checkpoint(run_dir)
+    say(f"chosen   {best}")
+    policy = load_policy(best, trainer.policy.device)
     plot_curves(run_dir / "metrics.csv", run_dir / "curves.png", f"{config.task.name}/{config.name}")
     if env is not None:
         _finish(config, env, policy, run_dir, facts, trainer, console)

@@ -170,6 +170,8 @@ class Trainer(SteppedTraining):
 
     def _validate(self) -> None:
         if self._validation is None:
+            if self.processes.is_main:  # a log file without held-out errors shall still tell how far the training is
+                self._display.line(self.state.step)
             return
         self.gather_finite()
         if self.processes.is_main:

@@ -39,5 +39,6 @@ def find_data(name: str, path: str | Path | None, how_to_get: str) -> Path:
         if candidates[-1].is_dir():
             return candidates[-1]
     looked = " and ".join(str(candidate) for candidate in candidates)
-    where = "" if path is not None else f"\nThe folder around it is then named by {DATA_VARIABLE}, or give its path."
+    advice = f"\nThe folder around it is then named by {DATA_VARIABLE}, or give dataset.path=... ."
+    where = advice if path is None else ""
     raise DataError(f"'{name}' was looked for in {looked}, but is not there: {how_to_get}{where}")

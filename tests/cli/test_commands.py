@@ -185,3 +185,11 @@ def test_a_task_file_outside_the_repository_trains_and_is_evaluated(tmp_path: Pa
     assert len(manifest["evaluation"]["episodes"]) == 2 and place in shlex.split(manifest["command"])
     named = run("eval_policy.py", *short, place, "task=elsewhere")
     assert named.returncode == 0, named.stderr
+
+
+@pytest.mark.parametrize("script", ["train_policy.py", "eval_policy.py"])
+def test_help_begins_with_commands(script: str) -> None:
+    result = run(script, "--help")
+    assert result.returncode == 0 and "powered by Hydra" not in result.stdout
+    head, _, settings = result.stdout.partition("== Config ==")
+    assert head.count(f"python {script} ") >= 4 and "device:" in settings and "What they mean:" in settings

@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 
 from drift_policy.cli import resolved
 from drift_policy.config import parse_config
+from drift_policy.errors import ConfigurationError
 from drift_policy.heads import HEADS
 from drift_policy.policy_config import usual_noise_scale
 from drift_policy.training.config import TrainConfig
@@ -114,3 +115,22 @@ def test_null_leaves_what_the_policy_has() -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_plugins_draw_with_the_noise_that_the_policies_of_the_command_line_have(head: str) -> None:
     assert composed("task=lift", f"policy={head}").policy["noise_scale"] == usual_noise_scale(head)
+
+
+@pytest.mark.parametrize("policy", ["drift", "diffusion_unet"])
+def test_a_task_file_may_leave_out_the_numbers_of_steps(policy: str) -> None:
+    left_out = [f"~task.{name}" for name in ("horizon", "n_obs_steps", "n_action_steps")]
+    config = composed("task=pusht", f"policy={policy}", *left_out)
+    sizes = {name: config.policy[name] for name in ("horizon", "n_obs_steps", "n_action_steps")}
+    assert sizes == {name: getattr(config.task, name) for name in sizes}
+    assert composed("task=pusht", "task.horizon=20").policy["horizon"] == 20
+
+
+def test_a_value_that_is_missing_is_named_in_whole_sentences() -> None:
+    with pytest.raises(ConfigurationError, match=r"^ckpt has no usable value: .*ckpt\. Set it .*: ckpt=\.\.\. \.$"):
+        resolved(compose("eval"))
+
+
+def test_a_single_value_for_a_list_is_explained() -> None:
+    with pytest.raises(ConfigurationError, match=r"plugins does not fit: a list is expected, plugins=\[\.\.\.\]\."):
+        composed("task=pusht", "plugins=my_codecs")

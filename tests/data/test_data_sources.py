@@ -202,7 +202,7 @@ def test_nothing_found_names_file_address_and_commands(house: House, bundled: st
 
 
 def test_a_source_without_an_address(house: House) -> None:
-    with pytest.raises(DataError, match="no download address is known.*put it on this machine"):
+    with pytest.raises(DataError, match="no download address is known.*data_path=.*put it on this machine"):
         house.resolve(house.source(url=None, bundled=None))
 
 

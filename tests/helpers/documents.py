@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 
 from drift_policy.cli import resolved
+from drift_policy.compare import comparison, find_runs
 from drift_policy.config import parse_config
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.training.config import TrainConfig
@@ -98,5 +99,7 @@ def _run_shell_block(block: Block, folder: Path) -> None:
         if module:
             source = (folder / f"{module.group(1).replace('.', '/')}.py").read_text()
             exec(compile(source, module.group(1), "exec"), {"__name__": "__main__"})
+        elif command.startswith("python -m drift_policy.compare "):
+            comparison(find_runs([Path(argument) for argument in shlex.split(command)[3:]]))
         elif not command.startswith("pip install"):
             run_command(command, folder)

@@ -128,6 +128,12 @@ def test_impossible_values_are_refused(message: str, sizes: dict[str, Any]) -> N
         tiny_config(**sizes)
 
 
+@pytest.mark.parametrize("spec", [{"shape": [7]}, [7], 7])
+def test_an_observation_that_is_no_spec_is_named(spec: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"policy\.observations\.state must be an ObservationSpec, but is a"):
+        PolicyConfig(action_dim=7, observations={"state": spec})
+
+
 def test_the_tightest_horizon_is_accepted() -> None:
     assert tiny_config(horizon=6, n_obs_steps=2, n_action_steps=5).horizon == 6
 

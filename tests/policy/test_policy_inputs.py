@@ -141,3 +141,37 @@ def test_a_batch_may_hold_the_bare_observation_of_a_policy_with_one_key() -> Non
     bare, _ = policy.compute_loss(batch | {"obs": batch["obs"]["obs"]})
     named, _ = policy.compute_loss(batch)
     assert torch.equal(bare, named)
+
+
+def test_arrays_that_run_backwards_are_taken_as_they_read() -> None:
+    policy = tiny_policy(observations={"pose": 4})
+    pose = np.arange(B * TO * 4, dtype=np.float32).reshape(B, TO, 4)
+    chunk = policy.predict_action({"pose": pose[..., ::-1]}, noise_scale=0.0)["action"]
+    assert torch.equal(chunk, policy.predict_action({"pose": pose[..., ::-1].copy()}, noise_scale=0.0)["action"])
+    assert policy.select_action({"pose": pose[0, 0, ::-1]}).shape == (DA,)
+
+
+@pytest.mark.parametrize("value", [None, "abc", {}])
+def test_what_is_no_array_is_named(policy: Policy, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"obs\['goal'\] is no array of numbers"):
+        policy.predict_action(GOOD | {"goal": value})
+
+
+@pytest.mark.parametrize(
+    ("message", "batch"),
+    [
+        (r"batch lacks 'obs': it has \['action', 'pose'\]", {"pose": torch.zeros(B, TO, 4)}),
+        (r"lacks the key 'goal'", {"obs": {"pose": torch.zeros(B, TO, 4)}}),
+        (
+            r"batch\['obs'\]\['pose'\] must have shape \[B, 2, 4\] .* has \[3, 8, 4\]",
+            {"obs": GOOD | {"pose": torch.zeros(B, 8, 4)}},
+        ),
+        (
+            r"batch\['obs'\]\['goal'\] must have shape \[B, 2, 1\] .* has \[3, 2, 2\]",
+            {"obs": GOOD | {"goal": torch.zeros(B, TO, 2)}},
+        ),
+    ],
+)
+def test_a_training_batch_of_another_layout_is_named(policy: Policy, message: str, batch: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=message):
+        policy.compute_loss({"action": torch.zeros(B, policy.horizon, DA), **batch})

@@ -88,6 +88,9 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
         load_policy(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"holds no config\.json and no checkpoints/index\.json"):
         load_policy(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a file\. Give a run folder"):
+        load_policy(tmp_path / "model.safetensors")
 
 
 def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:

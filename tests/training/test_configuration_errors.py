@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,11 @@ from rich.console import Console
 
 import drift_policy
 from drift_policy import manifest
+from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.errors import ConfigurationError
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.evaluation.rollout import EvaluationConfig
-from drift_policy.task import ColumnConfig, ObservationConfig
+from drift_policy.task import ColumnConfig, ObservationConfig, make_windows, observation_specs
 from drift_policy.training import run as run_module
 from drift_policy.training.config import RolloutConfig
 from drift_policy.training.ema import Ema
@@ -241,3 +243,20 @@ def test_a_machine_that_cannot_render_is_known_before_the_training(
     with pytest.raises(ConfigurationError, match=rf"{said}.*video_episodes=0"):
         evaluate(config, tmp_path, [], QUIET)
     assert not (run / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop", "message"),
+    [
+        ((8, 8), None, r"task\.observations\.cam is of kind image, but its column 'front' holds no images .*None\]"),
+        ((8, 8, 3), [9, 9], r"task\.observations\.cam: A crop of \[9, 9\] does not fit"),
+    ],
+)
+def test_what_is_wrong_with_a_camera_names_it(shape: tuple[int, ...], crop: list[int] | None, message: str) -> None:
+    columns = {"front": np.zeros((20, *shape), np.uint8), "action": np.zeros((20, 2), np.float32)}
+    camera = ObservationConfig([ColumnConfig("front")], kind="image", crop=crop)
+    task = replace(point_task(), observations={"cam": camera})
+    buffer = ReplayBuffer(columns, np.array([20]))
+    windows = make_windows(task, buffer, np.ones(1, bool), horizon=8, n_obs_steps=2, n_action_steps=4)
+    with pytest.raises(ConfigurationError, match=message):
+        observation_specs(task, windows)

@@ -125,8 +125,14 @@ def test_a_checkpoint_that_is_gone_is_no_longer_among_the_best(tmp_path: Path, m
 
 def test_resume_with_other_settings_is_refused(tmp_path: Path) -> None:
     train(point_training(tmp_path), [], QUIET)
-    with pytest.raises(ConfigurationError, match=r"trainer\.batch_size"):
+    with pytest.raises(
+        ConfigurationError, match=r"trainer\.batch_size\. trainer\.batch_size was 16, now 8\. Resume it"
+    ):
         train(point_training(tmp_path, resume=True, trainer={"batch_size": 8}), [], QUIET)
+    with pytest.raises(
+        ConfigurationError, match=r"num_steps was 20, now 40\. The learning rate follows.*initial_ckpt="
+    ):
+        train(point_training(tmp_path, resume=True, trainer={"num_steps": 40}), [], QUIET)
 
 
 def test_a_run_goes_on_elsewhere_with_the_settings_that_do_not_change_its_course(

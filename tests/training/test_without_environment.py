@@ -3,7 +3,9 @@
 import csv
 import json
 import os
+import re
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,28 @@ def test_all_episodes_of_other_demonstrations_are_measured(run: Path, tmp_path: 
     assert [episode.episode for episode in result.episodes] == [0, 1, 2, 3, 4]
 
 
+def test_other_units_than_those_of_the_training_are_noted(run: Path, tmp_path: Path) -> None:
+    other = point_demonstrations(episodes=3, seed=1)
+    in_pixels = {**other.data, "observation": other.data["observation"] * [1, 512, 1, 1]}
+    write_zarr(tmp_path / "pixels.zarr", ReplayBuffer(in_pixels, other.episode_ends))
+    report = Console(file=StringIO(), width=500)
+    settings = EvalConfig(str(run), EvaluationConfig(), robot_task(), data_path=str(tmp_path / "pixels.zarr"))
+    evaluate(settings, run, [], report)
+    said = report.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"note     1 of 6 numbers .* far outside .*: obs\[1\] reaches from .* same units\?", said), said
+    assert "open loop on 3 episodes" in said
+
+
+def test_episodes_that_are_shorter_than_the_horizon_are_noted(tmp_path: Path) -> None:
+    data = {name: column[:100] for name, column in point_demonstrations().data.items()}
+    write_zarr(tmp_path / "short.zarr", ReplayBuffer(data, np.array([5, 10, 40, 70, 100])))
+    report = Console(file=StringIO(), width=500)
+    train(robot_training(tmp_path, data_path=str(tmp_path / "short.zarr"), trainer={"num_steps": 1}), [], report)
+    said = report.file.getvalue()  # type: ignore[attr-defined]
+    assert "note     2 of 5 episodes are shorter than the horizon of 8 steps" in said
+    assert "held-out error of decisions" in said and "open loop on 1 episode," in said
+
+
 def test_episodes_that_were_trained_on_are_left_out_of_a_data_set_that_grew(run: Path, tmp_path: Path) -> None:
     old, new = point_demonstrations(), point_demonstrations(episodes=2, seed=1)
     data = {name: np.concatenate([new.data[name], column]) for name, column in old.data.items()}
@@ -186,7 +210,11 @@ def test_errors_are_those_of_the_executed_steps(run: Path, monkeypatch: pytest.M
 
 
 def test_without_held_out_episodes_the_last_checkpoint_counts(tmp_path: Path) -> None:
-    run = train(robot_training(tmp_path, trainer={"val_ratio": 0.0}), [], QUIET)
+    report = Console(file=StringIO(), width=500)
+    run = train(robot_training(tmp_path, trainer={"val_ratio": 0.0}), [], report)
+    said = report.file.getvalue()  # type: ignore[attr-defined]
+    assert "step 10: error " in said and "step 20: error " in said, said
+    assert f"chosen   {run / 'checkpoints' / 'last'}" in said
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["open_loop"] is None and "the last one" in manifest["training"]["chosen_by"]
     assert json.loads((run / "checkpoints" / "index.json").read_text())["best"] is None

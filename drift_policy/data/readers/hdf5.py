@@ -21,7 +21,7 @@ from drift_policy.errors import ConfigurationError, DataError
 if TYPE_CHECKING:
     import h5py
 
-GET_AGAIN = "Delete it, then download or copy the file again."
+GET_AGAIN = "Delete it, if it is a copy, then download or copy the file again."
 
 
 def import_h5py() -> ModuleType:

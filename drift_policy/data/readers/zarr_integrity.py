@@ -9,7 +9,7 @@ import zarr
 
 from drift_policy.errors import DataError
 
-GET_AGAIN = "Delete it, then download or copy the data set again."
+GET_AGAIN = "Delete it, if it is a copy, then download or copy the data set again."
 METADATA_FILES = (".zarray", ".zattrs", "zarr.json")
 BLOSC_HEADER_BYTES = 16
 
