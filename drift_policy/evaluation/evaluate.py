@@ -315,7 +315,7 @@ def _evaluate_open_loop(
     facts["data"] = demonstrations.describe(task.dataset.name)
     result = evaluate_offline(policy, windows, ends, config.evaluation, console)
     _keep_earlier(config, output, facts, console)
-    draw_open_loop(result, output, console)
+    draw_open_loop(policy, windows, result, output, console)
     facts |= {
         "evaluation": None,  # there is no environment
         "open_loop": open_loop_manifest(policy, result, config.evaluation),

@@ -14,6 +14,7 @@ from drift_policy.data.dataset import WindowDataset
 from drift_policy.data.ranges import far_numbers
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.errors import CheckpointError, ConfigurationError
+from drift_policy.evaluation.action_fan import picture_demonstrated_fan
 from drift_policy.evaluation.open_loop import OpenLoopEpisode, OpenLoopResult, measure_open_loop, picture_open_loop
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.metadata_keys import TRAINED_EPISODES
@@ -21,6 +22,7 @@ from drift_policy.policy import Policy
 from drift_policy.task import Demonstrations, TaskConfig, make_windows, observation_specs
 
 PICTURE = "open_loop.png"
+FAN = "action_fan.png"
 
 
 def evaluate_offline(
@@ -58,10 +60,13 @@ def evaluate_offline(
     return result
 
 
-def draw_open_loop(result: OpenLoopResult, folder: Path, console: Console) -> None:
-    """Draw the first episode of a measurement into a folder."""
+def draw_open_loop(
+    policy: Policy, windows: WindowDataset, result: OpenLoopResult, folder: Path, console: Console
+) -> None:
+    """Draw the first episode of a measurement, and what the policy draws at moments of it, into a folder."""
     picture_open_loop(result.episodes[0], folder / PICTURE)
-    console.print(f"picture  {folder / PICTURE}", highlight=False)
+    picture_demonstrated_fan(policy, windows, folder / FAN)
+    console.print(f"pictures {folder}: {PICTURE}, {FAN}", highlight=False)
 
 
 def windows_to_evaluate(

@@ -365,7 +365,7 @@ def _finish_without_env(
     if data.validation is not None:
         ends = demonstrations.buffer.episode_ends
         result = evaluate_offline(policy, data.validation, ends, config.evaluation, console)
-        draw_open_loop(result, run_dir, console)
+        draw_open_loop(policy, data.validation, result, run_dir, console)
         open_loop = open_loop_manifest(policy, result, config.evaluation)
     write_json(run_dir / "manifest.json", {**facts, "evaluation": None, "open_loop": open_loop})
 
