@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -157,6 +158,19 @@ def test_batched_decisions_take_fewer_forward_passes() -> None:
     one = rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=6, max_steps=9, n_envs=6))
     six = rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=6, max_steps=9, n_envs=6, decision_batch_size=6))
     assert len(one.latency_ms) == 6 * len(six.latency_ms)
+
+
+def test_the_time_of_a_decision_is_told_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = point_policy()
+    original = policy.predict_action
+
+    def slow(obs: Any, **options: Any) -> dict[str, torch.Tensor]:
+        time.sleep(0.02)
+        return original(obs, **options)
+
+    monkeypatch.setattr(policy, "predict_action", slow)
+    result = rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=1, max_steps=6))
+    assert result.latency_ms and all(20 <= value <= 1000 * result.wall_s for value in result.latency_ms)
 
 
 def test_rollout_equals_stepping_the_environment_by_hand() -> None:

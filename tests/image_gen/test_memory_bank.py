@@ -70,6 +70,15 @@ def test_positives_are_of_the_class_and_unconditional_ones_of_any() -> None:
     assert set(bank.unconditional(50, 6, draws).samples().flatten().tolist()) == {0.0, 1.0, 2.0}
 
 
+@pytest.mark.parametrize("pushed", [2, 4, 7])
+def test_a_queue_that_is_not_full_draws_what_it_holds_and_nothing_else(pushed: int) -> None:
+    queues = SampleQueues(1, 5, (1,))
+    queues.push(numbered(1, pushed), torch.zeros(pushed, dtype=torch.long))
+    held = [float(number) for number in range(1, pushed + 1)][-5:]
+    drawn = queues.draw(torch.zeros(20, dtype=torch.long), len(held), torch.Generator().manual_seed(0)).samples()
+    assert drawn.flatten(1).sort(dim=1).values.tolist() == [held] * 20
+
+
 def test_state_is_restored_and_goes_on_alike() -> None:
     bank, other = (MemoryBank(2, (1,), 3, 4) for _ in range(2))
     bank.push(numbered(0, 5), torch.tensor([0, 1, 0, 0, 0]))

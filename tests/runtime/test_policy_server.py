@@ -1,5 +1,6 @@
 """The policy server and its client: answers, sessions, wrong requests and limits."""
 
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,6 +108,16 @@ class TestAnswers:
         assert timing["server_echo"] == 0.5
         assert timing["server_batch_size"] == 1
         assert 0 < timing["server_total"] < timing["round_trip"] < timing["total"]
+
+    def test_times_are_in_milliseconds(self) -> None:
+        class Slow(EchoPolicy):
+            def predict_action(self, obs: Any, **options: Any) -> dict[str, Any]:
+                time.sleep(0.02)
+                return super().predict_action(obs, **options)
+
+        with running_server(Slow()) as server, PolicyClient(server.url) as client:
+            timing = client.predict_action(observe(1))["timing"]
+        assert 20 <= timing["server_decision"] <= timing["server_total"] < timing["round_trip"]
 
     def test_the_default_noise_scale_is_the_policys(self, client: PolicyClient) -> None:
         noise = np.ones((1, 4, 1))
