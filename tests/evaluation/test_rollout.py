@@ -232,6 +232,29 @@ def test_the_best_of_any_step_counts() -> None:
     assert rollout(point_policy(), SolvedOnce, config).episodes == [Episode(9, 0.7, True, 6, completed=3)]
 
 
+class SolvedInTheFirst(PointEnv):
+    """Solved in its first episode; says nothing of success or subtasks in the others."""
+
+    num_episodes = 0
+
+    def reset(self, **options: Any) -> Any:
+        self.num_episodes += 1
+        return super().reset(**options)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, *_ = super().step(action)
+        if self.num_episodes == 1:
+            return observation, 0.9, False, False, {"is_success": True, "n_completed": 2}
+        return observation, 0.1, False, False, {}
+
+
+def test_an_episode_begins_without_what_the_one_before_reached() -> None:
+    config = EvaluationConfig(n_episodes=2, start_seed=9, max_steps=6, n_envs=1)
+    result = rollout(point_policy(), SolvedInTheFirst, config)
+    assert result.episodes == [Episode(9, 0.9, True, 6, completed=2), Episode(10, 0.1, False, 6)]
+    assert result.success_reported, "by one of the episodes"
+
+
 class SaysNothing(PointEnv):
     """Reports success under a name of its own."""
 
@@ -299,6 +322,13 @@ def test_spaces_that_no_policy_can_use_are_explained() -> None:
     env.observation_space = spaces.Dict({"mission": spaces.Text(5)})
     with pytest.raises(ConfigurationError, match="The observation 'mission' of the environment is a Text"):
         ChunkedEpisode(env, 1, 1, 5)
+
+
+def test_an_episode_is_as_long_as_asked_for_or_else_as_the_task_says() -> None:
+    assert EvaluationConfig().for_task(300).step_limit == 300
+    assert EvaluationConfig(max_steps=7).for_task(300).step_limit == 7
+    with pytest.raises(ConfigurationError, match=r"rollout\.max_steps has no value"):
+        _ = RolloutConfig().step_limit
 
 
 @pytest.mark.parametrize("field", ["n_episodes", "max_steps", "n_envs", "decision_batch_size"])
