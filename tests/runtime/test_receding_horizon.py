@@ -225,6 +225,12 @@ class TestGuard:
         loop = RecedingHorizon(policy, 10.0, replan_every=2, guard=ChunkGuard(high=100.0))
         steps = [loop.step(observe(step)) for step in range(4)]
         assert [(float(step.action[0]), step.is_held) for step in steps] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+        assert [window[-1] for window in policy.observed] == [0, 2, 3], "a rejected decision is made again at once"
+
+    def test_only_what_would_be_executed_is_checked(self) -> None:
+        loop = RecedingHorizon(ScriptedPolicy(), 10.0, guard=ChunkGuard(high=3.0))  # it predicts up to step 10
+        steps = [loop.step(observe(step)) for step in range(5)]
+        assert [(float(step.action[0]), step.is_held) for step in steps] == [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1)]
 
     def test_stop_raises(self) -> None:
         loop = RecedingHorizon(
@@ -319,7 +325,7 @@ def test_something_that_is_no_policy_is_refused() -> None:
         RecedingHorizon(3, 10.0)
 
 
-@pytest.mark.parametrize(("control_hz", "warns"), [(12.5, False), (12, False), (20, True), (6, True)])
+@pytest.mark.parametrize(("control_hz", "warns"), [(12.5, False), (12, False), (13, True), (20, True), (6, True)])
 def test_another_rate_than_that_of_the_demonstrations_is_told(control_hz: float, warns: bool) -> None:
     policy = tiny_policy()
     policy.metadata["control_hz"] = 12

@@ -67,6 +67,20 @@ def test_weights_of_the_energy_kernel_average_the_losses_of_single_positives(per
     torch.testing.assert_close(metrics["action_mse"], own_metrics["action_mse"])  # is about the own chunk alone
 
 
+@STEPS
+def test_every_observation_has_its_own_weights(per_time_step: bool) -> None:
+    policy = tiny_policy(head_config=DriftHeadConfig(3, kernel="energy", per_time_step=per_time_step))
+    batch, draws = tiny_batch(policy, 4), policy.draw(4, torch.Generator().manual_seed(0))
+    batch["positives"] = torch.stack([batch["action"], tiny_batch(policy, 4, seed=3)["action"]], dim=1)
+    batch["positive_weights"] = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.25, 0.75], [0.5, 0.5]])
+    alone = []
+    for row in range(4):
+        part: dict[str, Any] = {name: value[row : row + 1] for name, value in batch.items() if name != "obs"}
+        part["obs"] = {key: value[row : row + 1] for key, value in batch["obs"].items()}
+        alone.append(policy.compute_loss(part, {name: value[row : row + 1] for name, value in draws.items()})[0])
+    torch.testing.assert_close(policy.compute_loss(batch, draws)[0], torch.stack(alone).mean())
+
+
 def test_positives_of_a_wrong_shape_or_for_another_head_are_refused() -> None:
     policy = tiny_policy()
     batch = tiny_batch(policy, 4)

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -247,6 +249,11 @@ def test_unknown_device_is_explained() -> None:
 def test_bad_trainer_values_name_the_field(field: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"trainer\.{field}"):
         TrainerConfig(**{field: value})
+
+
+def test_the_file_of_the_command_line_says_the_defaults_of_the_trainer() -> None:
+    file = Path(__file__).resolve().parents[2] / "configs/trainer/default.yaml"
+    assert OmegaConf.to_container(OmegaConf.load(file)) == asdict(TrainerConfig())
 
 
 def test_measuring_does_not_change_the_course_of_a_run(tmp_path: Path) -> None:
