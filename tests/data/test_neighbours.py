@@ -89,7 +89,7 @@ def test_batches_hold_the_chunks_of_the_neighbours() -> None:
     windows = WindowBatches(
         {"obs": torch.rand(20, 3, generator=generator)},
         torch.rand(20, 2, generator=generator),
-        torch.arange(16).unsqueeze(1) + torch.arange(4),
+        torch.arange(16).unsqueeze(1) + torch.arange(1, 5),  # window 0 begins at step 1
         n_obs_steps=2,
     )
     plain, nbytes = windows.batch(np.array([5, 0])), windows.nbytes

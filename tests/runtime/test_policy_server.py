@@ -172,7 +172,6 @@ class TestSessions:
         np.testing.assert_array_equal(answers[0], answers[1])
         assert not np.allclose(answers[0], answers[2])
 
-
     def test_every_observation_has_a_generator_of_its_own(self) -> None:
         seeds: list[list[int]] = []
 

@@ -139,6 +139,7 @@ class TestBatches:
             with pytest.raises(ValueError, match="obs holds 4 observations: send at most 3 at once"):
                 clients[0].predict_action(np.zeros((4, 2, 1)))
             assert clients[0].server_facts()["decisions"] == 5
+            assert value_of(clients[0].predict_action(observe(7), noise_scale=0.0)) == 7, "alone, beside two copies"
             for client in clients:
                 client.close()
         assert set(policy.rows) == {3}

@@ -48,6 +48,7 @@ def test_every_window_is_seen_at_most_once_in_an_epoch(batch_size: int, num_wind
     epoch = np.concatenate([batch_indices(step, num_windows, batch_size, seed) for step in range(batches)])
     assert len(np.unique(epoch)) == len(epoch) == min(num_windows, batches * batch_size)
     again = batch_indices(batches, num_windows, batch_size, seed)
+    assert len(again) == min(batch_size, num_windows), "what is left over of an epoch is no batch"
     if num_windows > 100:  # fewer may by chance begin alike
         assert not np.array_equal(again, epoch[: len(again)]) or len(again) < 5
 
@@ -73,7 +74,7 @@ def test_ema_follows_its_definition(warmup: bool) -> None:
         ema.update(policy)
         decay = min(0.5, (1 + update) / (10 + update)) if warmup else 0.5
         expected = decay * expected + (1 - decay) * weight.detach()
-    torch.testing.assert_close(averaged, expected)
+        torch.testing.assert_close(averaged.detach(), expected)  # now: the first decays are soon forgotten
     assert not averaged.requires_grad
 
 
