@@ -11,6 +11,11 @@ def test_queues_are_made_where_they_lie() -> None:
     assert all(buffer.is_meta for buffer in MemoryBank(2, (1,), 3, 4, device="meta").buffers())
 
 
+def test_sizes_are_the_papers_unless_given() -> None:
+    bank = MemoryBank(2, (1,))
+    assert (bank.by_class.samples.shape, bank.any_class.samples.shape) == ((2, 128, 1), (1, 1000, 1))
+
+
 def numbered(first: int, count: int) -> torch.Tensor:
     """Samples [count, 1] that hold their own number."""
     return torch.arange(first, first + count, dtype=torch.float32).unsqueeze(1)
@@ -91,11 +96,13 @@ def test_state_is_restored_and_goes_on_alike() -> None:
     assert torch.equal(one.samples(), two.samples())
 
 
-def test_queues_that_were_filled_again_draw_what_old_ones_do() -> None:
+@pytest.mark.parametrize("number", [2, 6])
+def test_queues_that_were_filled_again_draw_what_old_ones_do(number: int) -> None:
     old, filled = (SampleQueues(1, 4, (1,)) for _ in range(2))
     old.push(numbered(0, 11), torch.zeros(11, dtype=torch.long))
     filled.push(numbered(5, 6), torch.zeros(6, dtype=torch.long))
-    draws = [q.draw(torch.zeros(3, dtype=torch.long), 2, torch.Generator().manual_seed(0)) for q in (old, filled)]
+    keys = torch.zeros(30, dtype=torch.long)
+    draws = [queues.draw(keys, number, torch.Generator().manual_seed(0)) for queues in (old, filled)]
     assert torch.equal(*(drawn.samples() for drawn in draws))
 
 

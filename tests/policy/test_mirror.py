@@ -58,6 +58,15 @@ def test_candidates_come_back_to_this_side_in_order() -> None:
     torch.testing.assert_close(back, noise, atol=1e-5, rtol=1e-5)
 
 
+def test_actions_are_led_back_also_by_a_map_that_does_not_undo_itself() -> None:
+    mirror, features, action = Mirror(SIZE, ACTION), steps(500, SIZE), torch.randn(500, ACTION)
+    quarter_turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    mirror.fit(features, features, action, action @ quarter_turn)
+    noise = torch.randn(3, 4, 5, ACTION)
+    sides = torch.stack([noise[:, :2], noise[:, 2:] @ quarter_turn], dim=1).flatten(0, 1)
+    torch.testing.assert_close(mirror.all_candidates(sides), noise, atol=1e-5, rtol=1e-5)
+
+
 def test_maps_fit_the_steps_that_they_were_fitted_to_and_no_others() -> None:
     mirror, features, action = fitted(), steps(500, SIZE), torch.randn(500, ACTION)
     (matrix, offset), (turn, shift) = reflection(SIZE, 0), reflection(ACTION, 1)

@@ -64,8 +64,9 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
 
 @pytest.mark.parametrize("warmup", [True, False])
 def test_ema_follows_its_definition(warmup: bool) -> None:
-    policy = tiny_policy()
+    policy = tiny_policy().train()
     ema = Ema(policy, decay=0.5, warmup=warmup)
+    assert policy.training and not any(module.training for module in ema.policy.modules())
     weight, averaged = next(policy.parameters()), next(ema.policy.parameters())
     expected = weight.detach().clone()
     for update in range(20):

@@ -83,6 +83,7 @@ def test_metrics_and_gradients_of_parts_are_averaged(head: str) -> None:
     torch.testing.assert_close(metrics["action_mse"], (expected[0][1]["action_mse"] + expected[1][1]["action_mse"]) / 2)
     torch.testing.assert_close(metrics["gradient_norm"], norm)
     assert metrics.keys() == {*expected[0][1], "loss", "gradient_norm"}
+    assert all(parameter.grad is None for parameter in policy.parameters()), "the next update begins without any"
 
 
 def test_each_process_gets_its_rows_of_the_noise() -> None:
