@@ -130,10 +130,6 @@ class SampleQueues(nn.Module):
         """Return the samples in some places, [B] and [B, P] -> [B, P, ...] in float32."""
         return self._from_storage(self.samples[keys.unsqueeze(1), slots])
 
-    def is_filled(self, number: int) -> Tensor:
-        """Return which queues hold at least `number` samples, [K]."""
-        return self.counts >= min(number, self.capacity)
-
     def _to_storage(self, samples: Tensor) -> Tensor:
         if self.samples.dtype == torch.uint8:
             return to_levels(samples)

@@ -73,6 +73,8 @@ def test_equal_distances_are_in_the_order_of_the_windows_and_every_call_gives_th
     again, _ = find_neighbours(observations, episodes, count=4, width=0.1)
     assert torch.equal(neighbours.windows, again.windows)
     assert neighbours.weights.eq(0.25).all()
+    few, _ = find_neighbours(observations[:9], episodes[:9], count=4, width=0.1)
+    assert few.windows[[0, 4, 8]].tolist() == [[0, 3, 4, 5], [4, 0, 1, 2], [8, 0, 1, 2]]
 
 
 def test_too_few_windows_of_other_episodes_are_refused_with_the_largest_number() -> None:
@@ -87,7 +89,7 @@ def test_batches_hold_the_chunks_of_the_neighbours() -> None:
     windows = WindowBatches(
         {"obs": torch.rand(20, 3, generator=generator)},
         torch.rand(20, 2, generator=generator),
-        torch.arange(16).unsqueeze(1) + torch.arange(4),
+        torch.arange(16).unsqueeze(1) + torch.arange(1, 5),  # window 0 begins at step 1
         n_obs_steps=2,
     )
     plain, nbytes = windows.batch(np.array([5, 0])), windows.nbytes
@@ -103,3 +105,5 @@ def test_batches_hold_the_chunks_of_the_neighbours() -> None:
         expected = windows.batch(table[[5, 0], neighbour])["action"]
         assert torch.equal(batch["positives"][:, neighbour], expected)
     assert torch.equal(batch["positive_weights"], windows.neighbours.weights[[5, 0]])
+    moved = windows.to("meta").batch(torch.zeros(1, dtype=torch.int64, device="meta"))
+    assert moved["positives"].is_meta and moved["positive_weights"].is_meta

@@ -119,6 +119,14 @@ def test_an_unfitted_normaliser_refuses_to_work_until_it_is_loaded() -> None:
         empty.normalize("x", torch.zeros(2))
 
 
+def test_maps_are_alike_only_where_every_number_is() -> None:
+    data = {"x": np.eye(2), "y": np.eye(2)}
+    one, unfitted = Normalizer.fit(data), Normalizer({"x": 2, "y": 2})
+    assert one.maps_like(Normalizer.fit(data))
+    assert not one.maps_like(Normalizer.fit(data | {"y": np.diag([1.0, 2.0])}))
+    assert not one.maps_like(unfitted) and not unfitted.maps_like(unfitted)
+
+
 def test_state_names_follow_the_keys_and_move_with_the_module() -> None:
     normalizer = Normalizer.fit({"pose": np.eye(2)})
     assert set(normalizer.state_dict()) == {"scale_pose", "offset_pose"}

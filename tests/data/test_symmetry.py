@@ -51,6 +51,15 @@ def test_what_does_not_fit_is_refused_with_a_way_out() -> None:
         with_mirror_images(buffer, unknown)
     with pytest.raises(DataError, match="must return columns like those it is given"):
         with_mirror_images(buffer, lambda columns: {"action": columns["action"]})
+    for change in (lambda column: column[:-1], lambda column: column.astype(np.float64)):
+        with pytest.raises(DataError, match="must return columns like those it is given"):
+            with_mirror_images(buffer, lambda columns, change=change: {k: change(v) for k, v in columns.items()})
+
+    def damaged(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise ValueError("its own matter")
+
+    with pytest.raises(ValueError, match="its own matter"):
+        with_mirror_images(buffer, damaged)
 
     def in_place(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         columns["action"][:, 0] *= -1

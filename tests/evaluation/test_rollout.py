@@ -4,6 +4,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -159,6 +160,19 @@ def test_batched_decisions_take_fewer_forward_passes() -> None:
     assert len(one.latency_ms) == 6 * len(six.latency_ms)
 
 
+def test_the_time_of_a_decision_is_told_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = point_policy()
+    original = policy.predict_action
+
+    def slow(obs: Any, **options: Any) -> dict[str, torch.Tensor]:
+        time.sleep(0.02)
+        return original(obs, **options)
+
+    monkeypatch.setattr(policy, "predict_action", slow)
+    result = rollout(policy, MAKE_ENV, EvaluationConfig(n_episodes=1, max_steps=6))
+    assert result.latency_ms and all(20 <= value <= 1000 * result.wall_s for value in result.latency_ms)
+
+
 def test_rollout_equals_stepping_the_environment_by_hand() -> None:
     """Score, success and the action slice, against a plain loop."""
     policy = point_policy()
@@ -216,6 +230,29 @@ class SolvedOnce(PointEnv):
 def test_the_best_of_any_step_counts() -> None:
     config = EvaluationConfig(n_episodes=1, start_seed=9, max_steps=6)
     assert rollout(point_policy(), SolvedOnce, config).episodes == [Episode(9, 0.7, True, 6, completed=3)]
+
+
+class SolvedInTheFirst(PointEnv):
+    """Solved in its first episode; says nothing of success or subtasks in the others."""
+
+    num_episodes = 0
+
+    def reset(self, **options: Any) -> Any:
+        self.num_episodes += 1
+        return super().reset(**options)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, *_ = super().step(action)
+        if self.num_episodes == 1:
+            return observation, 0.9, False, False, {"is_success": True, "n_completed": 2}
+        return observation, 0.1, False, False, {}
+
+
+def test_an_episode_begins_without_what_the_one_before_reached() -> None:
+    config = EvaluationConfig(n_episodes=2, start_seed=9, max_steps=6, n_envs=1)
+    result = rollout(point_policy(), SolvedInTheFirst, config)
+    assert result.episodes == [Episode(9, 0.9, True, 6, completed=2), Episode(10, 0.1, False, 6)]
+    assert result.success_reported, "by one of the episodes"
 
 
 class SaysNothing(PointEnv):
@@ -285,6 +322,13 @@ def test_spaces_that_no_policy_can_use_are_explained() -> None:
     env.observation_space = spaces.Dict({"mission": spaces.Text(5)})
     with pytest.raises(ConfigurationError, match="The observation 'mission' of the environment is a Text"):
         ChunkedEpisode(env, 1, 1, 5)
+
+
+def test_an_episode_is_as_long_as_asked_for_or_else_as_the_task_says() -> None:
+    assert EvaluationConfig().for_task(300).step_limit == 300
+    assert EvaluationConfig(max_steps=7).for_task(300).step_limit == 7
+    with pytest.raises(ConfigurationError, match=r"rollout\.max_steps has no value"):
+        _ = RolloutConfig().step_limit
 
 
 @pytest.mark.parametrize("field", ["n_episodes", "max_steps", "n_envs", "decision_batch_size"])

@@ -55,6 +55,7 @@ def test_intervals_are_those_of_95_percent_and_repeat() -> None:
     assert mean_interval(values.tolist()) == interval
     difference = difference_interval(values[None], np.zeros((1, 400)))  # one seed each: start states alone
     assert difference.high - difference.low == pytest.approx(width, rel=0.05)
+    assert difference.mean == pytest.approx(values.mean())
 
 
 def test_differences_cover_the_true_one_though_seeds_and_start_states_differ() -> None:
@@ -65,6 +66,7 @@ def test_differences_cover_the_true_one_though_seeds_and_start_states_differ() -
         quality = rng.normal(0, 0.05, (2, 8, 1))  # training seeds
         first, second = hard + quality + rng.normal(0, 0.1, (2, 8, 80)) + np.array([0.1, 0.0]).reshape(2, 1, 1)
         interval = difference_interval(first, second)
+        assert interval.n == 8 * 80, "episodes"
         covered.append(interval.low <= 0.1 <= interval.high)
         paired_width.append(interval.high - interval.low)
         seeds.append(first.mean() - second.mean())

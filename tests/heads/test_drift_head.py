@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from drift_policy.drift import drift_loss, temperature_score
 from drift_policy.errors import ConfigurationError
-from drift_policy.heads.drift import DriftHead, DriftHeadConfig, sample_spread
+from drift_policy.heads.drift import DriftHead, DriftHeadConfig, Positives, sample_spread
 
 B, G, TP, DA, C = 4, 3, 5, 2, 7
 
@@ -256,6 +256,18 @@ def test_learned_temperatures_are_those_of_the_loss_and_stay_in_their_range() ->
     with torch.no_grad():
         head.temperature_offsets.copy_(torch.tensor([1e4, -1e4]))
     torch.testing.assert_close(head.temperatures(), torch.tensor([10.0, 1e-3]))
+
+
+def test_the_own_chunk_alone_teaches_the_temperatures() -> None:
+    action, condition = make_batch()
+    head, _ = learning_head()
+    draws = head.draw(B, torch.Generator().manual_seed(0))
+    others = Positives(torch.stack([action, action + 1], dim=1), torch.full((B, 2), 0.5))
+    (alone, metrics), (several, other_metrics) = (
+        head.compute_loss(action, condition, draws, positives) for positives in (None, others)
+    )
+    assert torch.equal(metrics["temperature_score"], other_metrics["temperature_score"])
+    assert not torch.equal(alone, several), "the samples see both"
 
 
 def test_heads_without_learned_temperatures_have_the_tensors_they_had() -> None:

@@ -21,6 +21,13 @@ def test_shares_of_guidance_scales_are_those_of_the_density(exponent: float) -> 
         assert float((drawn <= bound).double().mean()) == pytest.approx(float(expected), abs=0.012)
 
 
+def test_quantiles_are_the_scales_below_which_a_share_lies() -> None:
+    shares = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    # The share below alpha is (1 - alpha^-2) / (1 - 4^-2) for the exponent 3, log(alpha) / log(4) for 1.
+    assert GuidanceLaw(exponent=3.0).quantile(shares).tolist() == pytest.approx([1.0, 1.37199, 4.0], abs=1e-5)
+    assert GuidanceLaw(exponent=1.0).quantile(shares).tolist() == pytest.approx([1.0, 2.0, 4.0])
+
+
 def test_half_of_the_labels_of_latent_l_are_unguided() -> None:
     drawn = GuidanceLaw(exponent=3.0, unguided_share=0.5).draw(20000, torch.Generator().manual_seed(0))
     assert float((drawn == 1).float().mean()) == pytest.approx(0.5, abs=0.012)
@@ -30,7 +37,7 @@ def test_half_of_the_labels_of_latent_l_are_unguided() -> None:
 def test_one_scale_is_possible_and_draws_repeat() -> None:
     law = GuidanceLaw(minimum=2.0, maximum=2.0)
     assert law.draw(3, torch.Generator()).tolist() == pytest.approx([2.0] * 3)
-    law = GuidanceLaw()
+    law = GuidanceLaw(unguided_share=0.5)
     one, two = (law.draw(9, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, two)
 

@@ -6,9 +6,10 @@ import torch
 from scipy.linalg import sqrtm
 
 from drift_policy.errors import CheckpointError, ConfigurationError, DataError
+from image_gen.baselines.classifier import ImageClassifier
 from image_gen.evaluation import EvaluateConfig, make_judge
 from image_gen.metrics import statistics
-from image_gen.metrics.judges import InceptionJudge
+from image_gen.metrics.judges import ClassifierJudge, InceptionJudge, MaeJudge
 from image_gen.metrics.statistics import (
     Moments,
     frechet_distance,
@@ -19,6 +20,7 @@ from image_gen.metrics.statistics import (
 )
 from image_gen.reference import to_images
 from image_gen.sample_images import SampleConfig
+from tests.helpers.image_models import small_mae
 
 
 def normal(number: int, dims: int, seed: int) -> torch.Tensor:
@@ -43,10 +45,15 @@ def test_frechet_distance_of_samples_equals_the_matrix_formula() -> None:
 def test_inception_score_of_known_labels() -> None:
     certain = 100 * torch.eye(4).repeat(50, 1)
     assert inception_score(certain, splits=1)[0] == pytest.approx(4, rel=1e-5)
+    assert inception_score(certain, splits=1)[1] == 0, "one part has no deviation"
     assert inception_score(torch.zeros(40, 4), splits=2) == pytest.approx((1, 0), abs=1e-6)
     mean, deviation = inception_score(certain, splits=10)
     assert 3 < mean <= 4 and deviation < 0.5
-    assert inception_score(certain) == (mean, deviation)
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        assert inception_score(certain) == (mean, deviation)
+        assert torch.equal(torch.get_rng_state(), state), "a training may go on as if nothing was measured"
 
 
 def test_precision_and_recall_of_known_sets() -> None:
@@ -61,6 +68,12 @@ def test_precision_and_recall_of_known_sets() -> None:
     assert 0.4 < recall < 0.7
     with pytest.raises(ValueError, match="more than num_nearest=3"):
         precision_recall(real[:3], real)
+
+
+def test_precision_and_recall_on_a_line() -> None:
+    # Radii to the nearest other: 1, 1, 2, 4 of the real, 7, 4, 3, 3 of the generated.
+    real, generated = torch.tensor([[0.0], [1.0], [3.0], [7.0]]), torch.tensor([[-2.0], [5.0], [9.0], [12.0]])
+    assert precision_recall(generated, real, num_nearest=1) == (0.5, 1.0)
 
 
 def test_precision_and_recall_hold_few_distances_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +200,25 @@ def test_missing_inception_weights_name_file_and_command(tmp_path: Path, monkeyp
         InceptionJudge(None, torch.device("cpu"))
     with pytest.raises(CheckpointError, match=r"absent\.pth"):
         InceptionJudge(str(tmp_path / "absent.pth"), torch.device("cpu"))
+
+
+def test_a_classifier_judges_images_as_they_would_be_stored() -> None:
+    judge = ClassifierJudge(ImageClassifier(1, 10), "digits", torch.device("cpu"))
+    images = torch.linspace(-3, 3, 2 * 16 * 16).reshape(2, 1, 16, 16)
+    given, stored = judge(images), judge(images.clamp(-1, 1))
+    assert torch.equal(given.features, stored.features)
+    assert given.logits is not None and stored.logits is not None
+    assert torch.equal(given.logits, stored.logits)
+
+
+def test_a_masked_autoencoder_judges_by_the_mean_over_positions(tmp_path: Path) -> None:
+    mae = small_mae(in_channels=4)
+    judge = MaeJudge(str(mae.save_pretrained(tmp_path / "mae")), torch.device("cpu"))
+    latents = torch.randn(2, 4, 64, 64)
+    with torch.no_grad():
+        maps = mae.encoder(mae.fold(latents))["layer4"]
+    assert maps.shape[2] * maps.shape[3] > 1
+    torch.testing.assert_close(judge(latents).features, maps.flatten(2).mean(dim=2))
 
 
 def test_judges_without_data_and_unknown_ones_are_refused() -> None:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from image_gen.sampling import FLOW, Sampler
+from drift_policy.errors import ConfigurationError
+from image_gen.sampling import DRIFT, FLOW, Sampler, load_sampler
+from image_gen.tokenizers.base import Randomness, Tokenizer
 from tests.helpers.image_models import small_generator
 
 CLASSES = torch.tensor([4, 0, 2, 2, 1])
@@ -52,3 +54,29 @@ def test_a_flow_model_is_given_the_classes_and_the_time() -> None:
     with torch.inference_mode():
         velocities = [sampler.generator(*given) for given in list(seen)]
     torch.testing.assert_close(drawn, seen[0][0] + sum(velocities) / 4)
+
+
+@pytest.mark.parametrize("settings", [{"cfg_scale": 0.5}, {"flow_steps": 0}])
+def test_scales_and_steps_below_one_are_refused(settings: dict[str, Any]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(ConfigurationError, match=f"{name} must be at least 1, but is {value}"):
+        load_sampler("nowhere", torch.device("cpu"), **settings)
+
+
+class Doubled(Tokenizer):
+    """Images are twice their latents."""
+
+    def _encode(self, images: Tensor, generator: Randomness) -> Tensor:
+        return images / 2
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        return 2 * latents
+
+
+@pytest.mark.parametrize("method", [DRIFT, FLOW])
+def test_what_is_drawn_is_decoded(method: str) -> None:
+    sampler, _ = recording_sampler(method=method, flow_steps=2)
+    latents = sampler.draw(CLASSES, seed=3)
+    channels = sampler.generator.config.out_channels
+    sampler.tokenizer = Doubled(channels, channels, factor=1)
+    torch.testing.assert_close(sampler.draw(CLASSES, seed=3), 2 * latents)

@@ -11,6 +11,11 @@ def test_queues_are_made_where_they_lie() -> None:
     assert all(buffer.is_meta for buffer in MemoryBank(2, (1,), 3, 4, device="meta").buffers())
 
 
+def test_sizes_are_the_papers_unless_given() -> None:
+    bank = MemoryBank(2, (1,))
+    assert (bank.by_class.samples.shape, bank.any_class.samples.shape) == ((2, 128, 1), (1, 1000, 1))
+
+
 def numbered(first: int, count: int) -> torch.Tensor:
     """Samples [count, 1] that hold their own number."""
     return torch.arange(first, first + count, dtype=torch.float32).unsqueeze(1)
@@ -70,6 +75,15 @@ def test_positives_are_of_the_class_and_unconditional_ones_of_any() -> None:
     assert set(bank.unconditional(50, 6, draws).samples().flatten().tolist()) == {0.0, 1.0, 2.0}
 
 
+@pytest.mark.parametrize("pushed", [2, 4, 7])
+def test_a_queue_that_is_not_full_draws_what_it_holds_and_nothing_else(pushed: int) -> None:
+    queues = SampleQueues(1, 5, (1,))
+    queues.push(numbered(1, pushed), torch.zeros(pushed, dtype=torch.long))
+    held = [float(number) for number in range(1, pushed + 1)][-5:]
+    drawn = queues.draw(torch.zeros(20, dtype=torch.long), len(held), torch.Generator().manual_seed(0)).samples()
+    assert drawn.flatten(1).sort(dim=1).values.tolist() == [held] * 20
+
+
 def test_state_is_restored_and_goes_on_alike() -> None:
     bank, other = (MemoryBank(2, (1,), 3, 4) for _ in range(2))
     bank.push(numbered(0, 5), torch.tensor([0, 1, 0, 0, 0]))
@@ -82,11 +96,13 @@ def test_state_is_restored_and_goes_on_alike() -> None:
     assert torch.equal(one.samples(), two.samples())
 
 
-def test_queues_that_were_filled_again_draw_what_old_ones_do() -> None:
+@pytest.mark.parametrize("number", [2, 6])
+def test_queues_that_were_filled_again_draw_what_old_ones_do(number: int) -> None:
     old, filled = (SampleQueues(1, 4, (1,)) for _ in range(2))
     old.push(numbered(0, 11), torch.zeros(11, dtype=torch.long))
     filled.push(numbered(5, 6), torch.zeros(6, dtype=torch.long))
-    draws = [q.draw(torch.zeros(3, dtype=torch.long), 2, torch.Generator().manual_seed(0)) for q in (old, filled)]
+    keys = torch.zeros(30, dtype=torch.long)
+    draws = [queues.draw(keys, number, torch.Generator().manual_seed(0)) for queues in (old, filled)]
     assert torch.equal(*(drawn.samples() for drawn in draws))
 
 

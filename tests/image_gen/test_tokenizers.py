@@ -57,6 +57,9 @@ def test_taef2_reads_both_kinds_of_files(tmp_path: Path) -> None:
     assert latents.shape == (1, 32, 2, 3)
     torch.testing.assert_close(one.encode(images), latents)
     torch.testing.assert_close(one.decode(latents), two.decode(latents))
+    with torch.no_grad():  # the networks are of images in 0 .. 1
+        torch.testing.assert_close(latents, two.encoder((images + 1) / 2))
+        torch.testing.assert_close(two.decode(latents), 2 * two.decoder(latents) - 1)
 
 
 def test_decoding_passes_gradients_to_latents_only(tmp_path: Path) -> None:
@@ -135,7 +138,7 @@ def test_pixels_are_their_own_latents() -> None:
     assert torch.equal(tokenizer.decode(tokenizer.encode(images)), images)
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (1, 3, 12, 16), (3, 16, 16)])
+@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (1, 3, 12, 16), (1, 3, 16, 12), (3, 16, 16)])
 def test_wrong_images_and_latents_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     tokenizer: Tokenizer = Taef2(random_taef2(tmp_path))
     with pytest.raises(ValueError, match=r"expected \[B, 3, H, W\] with sides that are multiples of 8"):

@@ -115,8 +115,10 @@ def save_processors(folder: Path, settings: Mapping[str, Any], modes: Mapping[st
         for feature, values in statistics.items()
         for name, value in values.items()
     }
-    for name in (NORMALIZER, UNNORMALIZER):
-        save_file(flat, folder / name)
+    # Each processor reads its own file: what the other one would need is wrong there.
+    for name, is_used in ((NORMALIZER, False), (UNNORMALIZER, True)):
+        wrong = {key: value + (key.startswith("action.") is not is_used) for key, value in flat.items()}
+        save_file(wrong, folder / name)
 
 
 def save(
@@ -240,11 +242,15 @@ def test_the_mean_of_a_constant_may_be_rounded(tmp_path: Path) -> None:
     torch.testing.assert_close(policy.normalizer.normalize("observation_state", seen), expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(("decay", "updates"), [(0.0, 0), (0.999, 0)])
-def test_trained_weights_decide_where_there_is_no_average(tmp_path: Path, decay: float, updates: int) -> None:
+@pytest.mark.parametrize(
+    ("decay", "updates", "weights"), [(0, 0, "trained"), (0.9, 0, "trained"), (0.9, 1, "averaged")]
+)
+def test_trained_weights_decide_where_there_is_no_average(
+    tmp_path: Path, decay: float, updates: int, weights: str
+) -> None:
     folder, inside = save(tmp_path, ema_decay=decay, updates=updates)
     policy = convert_checkpoint(folder)
-    assert policy.metadata["lerobot"]["weights"] == "trained"
+    assert policy.metadata["lerobot"]["weights"] == weights
     for mine, theirs in zip(policy.parameters(), inside.parameters(), strict=True):
         assert torch.equal(mine, theirs)
 
@@ -352,6 +358,7 @@ def test_other_modes(tmp_path: Path, modes: dict[str, str], message: str) -> Non
         (STATISTICS | {ENV: {"min": [0.0], "max": [1.0]}}, "must be 2 finite numbers"),
         (STATISTICS | {ENV: {"min": [0.0, float("nan")], "max": [1.0, 1.0]}}, "must be 2 finite numbers"),
         (STATISTICS | {ENV: {"min": [1.0, 0.0], "max": [1.0 + 1e-6, 1.0]}}, "dimension 0 varies so little"),
+        (STATISTICS | {ENV: {"min": [1.0, 0.0], "max": [1.0 + 1e-5, 1.0]}}, "by 0.02, and 0.01 is allowed"),
         (STATISTICS | {"action": {"min": [0.0] * 3, "max": [1e-44, 1.0, 1.0]}}, "cannot be folded into float32"),
     ],
 )

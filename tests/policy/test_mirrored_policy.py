@@ -131,7 +131,7 @@ def test_the_mirror_is_fitted_to_normalised_numbers_in_the_order_of_the_policys_
     columns = {"obs": 5, "state": 3, "action": 2}
     data = {name: (7 + 3 * rng.standard_normal((200, size))).astype(np.float32) for name, size in columns.items()}
     buffer = with_mirror_images(
-        ReplayBuffer(data, np.array([80, 200])), lambda given: {k: 9 - v for k, v in given.items()}
+        ReplayBuffer(data, np.array([80, 200])), lambda given: {k: 9 - v[:, ::-1] for k, v in given.items()}
     )
     windows = windows_of(buffer)
     policy = tiny_policy(num_candidates=N, mirrored=True, observations={"obs": 5, "state": 3})
@@ -139,7 +139,7 @@ def test_the_mirror_is_fitted_to_normalised_numbers_in_the_order_of_the_policys_
     fit_mirror(policy, windows)
     assert policy.mirror is not None
     obs = {key: torch.as_tensor(data[key][None, :2]) for key in ("obs", "state")}
-    image = {key: 9 - value for key, value in obs.items()}
+    image = {key: 9 - value.flip(2) for key, value in obs.items()}  # another order of the keys has another matrix
     shown = policy.mirror.both_observations(policy._encode(obs))
     torch.testing.assert_close(shown[1:], policy._encode(image), atol=1e-4, rtol=1e-4)
     with pytest.raises(ConfigurationError, match=r"policy\.mirrored=false, so it has no mirror to fit"):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +11,18 @@ from omegaconf import OmegaConf
 
 from drift_policy import DriftPolicy, Policy, PolicyConfig, build_policy
 from drift_policy.config import parse_choice, parse_config
-from drift_policy.encoders import ObservationSpec
+from drift_policy.encoders import IMAGE_BACKBONES, ObservationSpec
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads import HEADS
 from drift_policy.heads.diffusion import DiffusionHeadConfig
 from drift_policy.heads.drift import DriftHeadConfig
+from drift_policy.networks import NETWORKS as NETWORK_KINDS
 from drift_policy.networks import MlpConfig, TransformerConfig
 from drift_policy.policy_config import policy_config_from_mapping
 from tests.helpers.policies import HEAD_NAMES, NETWORKS, tiny_config, tiny_policy
+
+FILES = Path(__file__).resolve().parents[2] / "configs/policy"
+PARTS: dict[str, Any] = {"head": HEADS, "network": NETWORK_KINDS, "image_backbone": IMAGE_BACKBONES}
 
 
 def mapping(**changes: Any) -> dict[str, Any]:
@@ -165,12 +171,17 @@ LEARNED: dict[str, Any] = {"learned_temperatures": True}
             LEARNED | {"samples_per_observation": 3},
         ),
         ("temperatures must lie between 0.001 and 10 to be learned", "drift", LEARNED | {"temperatures": [0.1, 20.0]}),
+        ("temperatures must lie between 0.001 and 10 to be learned", "drift", LEARNED | {"temperatures": [10.0]}),
+        ("temperatures must lie between 0.001 and 10 to be learned", "drift", LEARNED | {"temperatures": [1e-3, 0.1]}),
+        ("regression_weight must be a number from 0 on, but is -1.0", "drift", {"regression_weight": -1.0}),
+        ("regression_weight must be a number from 0 on, but is inf", "drift", {"regression_weight": math.inf}),
         ("sampler must be 'ddpm' or 'ddim', but is 'euler'", "diffusion", {"sampler": "euler"}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 101}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 60}),
         ("num_inference_steps must be num_train_steps", "diffusion", {"num_inference_steps": 0}),
         ("num_inference_steps must be positive, but is 0", "flow", {"num_inference_steps": 0}),
         (r"denoising_time must be inside \(0, 1\), but is 1.0", "mip", {"denoising_time": 1.0}),
+        (r"denoising_time must be inside \(0, 1\), but is 0.0", "mip", {"denoising_time": 0.0}),
         ("denoising_weight must be positive, but is 0", "mip", {"denoising_weight": 0.0}),
     ],
 )
@@ -205,3 +216,15 @@ def test_a_choice_is_split_into_name_and_settings() -> None:
     values = {"name": "mlp", "width": 8}
     assert parse_choice(values, "network") == ("mlp", {"width": 8})
     assert values == {"name": "mlp", "width": 8}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_files_of_the_command_line_say_the_defaults_of_the_library(part: str) -> None:
+    files = sorted((FILES / part).glob("*.yaml"))
+    assert files
+    for path in files:
+        text = re.sub(r"\$\{of_task:\w+,(.*?)\}", r"\1", path.read_text())  # as where no task says otherwise
+        content: Any = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+        settings = {name: value for name, value in content.items() if not str(value).startswith("${")}
+        default = PARTS[part][settings.pop("name")].config()
+        assert {name: getattr(default, name) for name in settings} == settings, path.name

@@ -75,6 +75,22 @@ def test_a_wrong_noise_shape_is_named(policy: Policy, shape: tuple[int, ...]) ->
     assert str(list(shape)) in str(error.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_noise_that_is_not_finite_is_refused(policy: Policy, value: float) -> None:
+    noise = torch.zeros(B, 6, DA)
+    noise[1, 2, 1] = value
+    with pytest.raises(ValueError, match="noise holds NaN or infinity"):
+        policy.predict_action(GOOD, noise=noise)
+
+
+@pytest.mark.parametrize("number", [B - 1, B + 1])
+def test_there_is_one_generator_for_each_observation(policy: Policy, number: int) -> None:
+    generators = [torch.Generator().manual_seed(seed) for seed in range(number)]
+    for call in (policy.predict_action, lambda obs, **options: policy.sample_actions(obs, 2, **options)):
+        with pytest.raises(ValueError, match=f"generator has {number} entries, but there are 3 observations"):
+            call(GOOD, generator=generators)
+
+
 @pytest.mark.parametrize("head", HEAD_NAMES)
 def test_a_policy_without_normaliser_says_so(head: str) -> None:
     policy = build_policy(tiny_config(head)).eval()

@@ -195,6 +195,8 @@ def test_copies_are_displaced_smoothly_and_drawn_after_everything_else() -> None
     draws = policy.draw(B, seeded(), observation_noise=0.1, action_noise=0.1, positive_noise=COPIES)
     assert set(draws) - set(plain) == {"positive_noise"}
     assert equal(plain, {name: draws[name] for name in plain})
+    again = policy.draw(B, seeded(), observation_noise=0.1, action_noise=0.1, positive_noise=COPIES)
+    assert equal(draws, again), "all of it comes from the generator"
     noise = policy.draw(4000, seeded(), positive_noise=COPIES)["positive_noise"]
     assert noise.shape == (4000, 3, policy.horizon, policy.action_dim) and noise.dtype == torch.float32
     steps = torch.arange(policy.horizon)

@@ -1,7 +1,9 @@
 """The policy server and its client: answers, sessions, wrong requests and limits."""
 
+import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +110,17 @@ class TestAnswers:
         assert timing["server_batch_size"] == 1
         assert 0 < timing["server_total"] < timing["round_trip"] < timing["total"]
 
+    def test_times_are_in_milliseconds(self) -> None:
+        class Slow(EchoPolicy):
+            def predict_action(self, obs: Any, **options: Any) -> dict[str, Any]:
+                time.sleep(0.02)
+                return super().predict_action(obs, **options)
+
+        with running_server(Slow(), batch_wait_ms=200.0) as server, PolicyClient(server.url) as client:
+            timing = client.predict_action(observe(1))["timing"]
+        assert 20 <= timing["server_decision"] <= timing["server_total"] < timing["round_trip"]
+        assert timing["server_wait"] >= 199, "for requests that might come"
+
     def test_the_default_noise_scale_is_the_policys(self, client: PolicyClient) -> None:
         noise = np.ones((1, 4, 1))
         assert value_of(client.predict_action(observe(1), noise=noise)) == 1.5
@@ -158,6 +171,23 @@ class TestSessions:
                 answers.append(client.predict_action(obs)["action_pred"])
         np.testing.assert_array_equal(answers[0], answers[1])
         assert not np.allclose(answers[0], answers[2])
+
+    def test_every_observation_has_a_generator_of_its_own(self) -> None:
+        seeds: list[list[int]] = []
+
+        class Iterative(EchoPolicy):
+            def __init__(self) -> None:
+                super().__init__()
+                self.spec = replace(self.spec, num_evaluations=2)
+
+            def predict_action(self, obs: Any, *, generator: Any, **options: Any) -> dict[str, Any]:
+                seeds.append([each.initial_seed() for each in generator])
+                return super().predict_action(obs, **options)
+
+        with running_server(Iterative()) as server, PolicyClient(server.url, seed=1) as client:
+            for _ in range(2):
+                client.predict_action(np.zeros((3, 2, 1)))
+        assert [len(each) for each in seeds] == [3, 3] and len({*seeds[0], *seeds[1]}) == 6
 
 
 class TestWrongRequests:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,12 @@ class TestBatches:
         class Captured(EchoPolicy):
             batch_size = 3
 
-            def predict_action(self, obs: Any, **options: Any) -> dict[str, Any]:
-                assert len(obs["obs"]) == len(options["noise"]) == self.batch_size
+            def __init__(self) -> None:
+                super().__init__()
+                self.spec = replace(self.spec, num_evaluations=2)  # so that it is given generators too
+
+            def predict_action(self, obs: Any, *, generator: Any, **options: Any) -> dict[str, Any]:
+                assert len(obs["obs"]) == len(options["noise"]) == len(generator) == self.batch_size
                 return super().predict_action(obs, **options)
 
         policy = Captured()
@@ -134,6 +139,7 @@ class TestBatches:
             with pytest.raises(ValueError, match="obs holds 4 observations: send at most 3 at once"):
                 clients[0].predict_action(np.zeros((4, 2, 1)))
             assert clients[0].server_facts()["decisions"] == 5
+            assert value_of(clients[0].predict_action(observe(7), noise_scale=0.0)) == 7, "alone, beside two copies"
             for client in clients:
                 client.close()
         assert set(policy.rows) == {3}
@@ -256,6 +262,20 @@ class TestFailures:
             with pytest.raises(ServerError, match="did not answer within 0.3 s"):
                 client.predict_action(observe(1))
             assert time.monotonic() - started < 5, "a good-bye that nobody answers is not waited for"
+
+    def test_a_good_bye_is_waited_for_half_a_second_at_most(
+        self, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        waits: list[float] = []
+
+        def noted(url: str, **options: Any) -> Any:
+            waits.append(options["close_timeout"])
+            return connect(url, **options)
+
+        monkeypatch.setattr("drift_policy.runtime.client.connect", noted)
+        for timeout in (0.3, 10.0):
+            PolicyClient(server.url, timeout_s=timeout).close()
+        assert waits == [0.3, 0.5]
 
     def test_a_shutdown_answers_what_is_under_way(self, policy: EchoPolicy) -> None:
         server = RunningServer(policy)

@@ -54,9 +54,10 @@ def test_the_options_reach_the_policy() -> None:
     assert policy.options == [{"generator": generator, "noise_scale": 0.5}]
 
 
-def test_a_blocking_decision_skips_the_steps_that_it_took() -> None:
+@pytest.mark.parametrize("latency", [0.25, 0.29])
+def test_a_blocking_decision_skips_the_steps_that_it_took(latency: float) -> None:
     clock = Clock()
-    policy = ScriptedPolicy(clock=clock, latency=0.25)
+    policy = ScriptedPolicy(clock=clock, latency=latency)
     loop = RecedingHorizon(policy, 10.0, clock=clock)
     first = loop.step(observe(0))
     # Nothing moved during the first decision: its chunk is executed from the beginning.
@@ -66,7 +67,7 @@ def test_a_blocking_decision_skips_the_steps_that_it_took() -> None:
     later = loop.step(observe(4))
     assert later.decision is not None
     assert (later.step, later.action[0], later.decision.num_skipped) == (6, 6, 2)
-    assert later.decision.latency == pytest.approx(0.25)
+    assert later.decision.latency == pytest.approx(latency)
     assert loop.step(observe(7)).step == 7
 
 
@@ -224,6 +225,12 @@ class TestGuard:
         loop = RecedingHorizon(policy, 10.0, replan_every=2, guard=ChunkGuard(high=100.0))
         steps = [loop.step(observe(step)) for step in range(4)]
         assert [(float(step.action[0]), step.is_held) for step in steps] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+        assert [window[-1] for window in policy.observed] == [0, 2, 3], "a rejected decision is made again at once"
+
+    def test_only_what_would_be_executed_is_checked(self) -> None:
+        loop = RecedingHorizon(ScriptedPolicy(), 10.0, guard=ChunkGuard(high=3.0))  # it predicts up to step 10
+        steps = [loop.step(observe(step)) for step in range(5)]
+        assert [(float(step.action[0]), step.is_held) for step in steps] == [(0, 0), (1, 0), (2, 0), (3, 0), (3, 1)]
 
     def test_stop_raises(self) -> None:
         loop = RecedingHorizon(
@@ -260,6 +267,18 @@ class TestGuard:
         assert (far.action[0], far.is_held) == (50.0, True)
         near = loop.step(observe(49))
         assert (near.action[0], near.is_held) == (49.0, False)
+
+    def test_the_jerk_of_a_first_action_reaches_back_to_three_executed_ones(self) -> None:
+        def accelerate(prediction: np.ndarray, number: int) -> np.ndarray:
+            steps = np.arange(len(prediction))[:, None]
+            return prediction + number * steps * (steps + 1) / 2
+
+        # 1, 2, 3 at a constant velocity, then 5 and a constant acceleration: only the step to that has a jerk.
+        loop = RecedingHorizon(ScriptedPolicy(edit=accelerate), 10.0, guard=ChunkGuard(max_jerk=900.0))
+        decision = [loop.step(observe(step)) for step in range(5)][-1].decision
+        assert decision is not None
+        assert decision.problem is not None
+        assert decision.problem.startswith("the jerk 1000 of action 0")
 
     def test_the_faded_motion_is_what_is_checked(self) -> None:
         # The raw chunk jumps by 41; faded over the chunk the first step is 40 / 5 + 1.
@@ -306,7 +325,7 @@ def test_something_that_is_no_policy_is_refused() -> None:
         RecedingHorizon(3, 10.0)
 
 
-@pytest.mark.parametrize(("control_hz", "warns"), [(12.5, False), (12, False), (20, True), (6, True)])
+@pytest.mark.parametrize(("control_hz", "warns"), [(12.5, False), (12, False), (13, True), (20, True), (6, True)])
 def test_another_rate_than_that_of_the_demonstrations_is_told(control_hz: float, warns: bool) -> None:
     policy = tiny_policy()
     policy.metadata["control_hz"] = 12

@@ -14,6 +14,7 @@ from drift_policy.runtime.observations import ObservationHistory, stacked
 from drift_policy.runtime.onnx_policy import OnnxPolicy
 from drift_policy.runtime.receding_horizon import RecedingHorizon
 from drift_policy.runtime.spec import describe_policy
+from drift_policy.runtime.step_features import StepHistory, decide, encode_newest
 from drift_policy.runtime.warm_up import warm_up
 from tests.helpers.image_policies import CROPPED, camera, tiny_image_policy
 from tests.helpers.policies import CallCounter, tiny_obs, tiny_policy
@@ -246,3 +247,30 @@ def test_warm_up_leaves_the_episode_alone(kind: str, run_as: RunAs) -> None:
         actions.append(run.select_action(observation))
         warm_up(run, calls=1)
     assert_same(actions, whole_observation_actions(policy, observations))
+
+
+class Counting:
+    """Encodes steps to nothing, and keeps how many features each decision was given."""
+
+    encodes_steps = True
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+
+    def encode_step(self, obs: Any) -> np.ndarray:
+        return np.zeros((1, 1))
+
+    def predict_action(self, obs: Any, *, features: list[np.ndarray]) -> dict[str, Any]:
+        self.given.append(len(features))
+        return {"features": np.zeros((1, 2, 1))}
+
+
+def test_a_decision_has_something_to_encode_even_if_all_steps_are_known() -> None:
+    policy, history = Counting(), StepHistory(2)
+    for step in range(2):
+        history.append({"obs": np.zeros(1)})
+        if step == 1:
+            encode_newest(policy, history.window(), list)
+    decide(policy, history.window(), list)
+    decide(policy, history.window(), list)
+    assert policy.given == [0, 1]

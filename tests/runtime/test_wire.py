@@ -52,6 +52,7 @@ def array_message(**change: Any) -> bytes:
         (array_message(dtype="complex64"), "not 'complex64'"),
         (array_message(dtype=["float32"]), "An array must be bytes of"),
         (array_message(shape=[3]), r"shape \[3\] does not have 8 bytes"),
+        (array_message(shape=[1]), r"shape \[1\] does not have 8 bytes"),
         (array_message(shape=[-2, -1]), r"cannot have the shape \[-2, -1\]"),
         (array_message(shape=[2.0]), r"cannot have the shape \[2.0\]"),
         (array_message(shape=[True, 2]), "cannot have the shape"),

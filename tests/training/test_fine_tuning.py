@@ -27,10 +27,10 @@ from drift_policy.policy_config import PolicyConfig
 from drift_policy.task import ColumnConfig, ObservationConfig
 from drift_policy.training import run as run_module
 from drift_policy.training.config import TrainConfig
-from drift_policy.training.initial_checkpoint import _FREE_OF_NETWORKS, _differences
+from drift_policy.training.initial_checkpoint import _FREE_OF_NETWORKS, _differences, _note_range
 from drift_policy.training.run import train
 from tests.helpers.point_task import point_demonstrations, point_task, point_training
-from tests.helpers.policies import tiny_config
+from tests.helpers.policies import OBS_HIGH, OBS_LOW, tiny_config, tiny_policy
 from tests.helpers.training_runs import assert_same_state, press_ctrl_c, stop_before_step, tensors_of
 
 QUIET = Console(quiet=True)
@@ -287,6 +287,13 @@ def test_numbers_far_outside_the_normaliser_are_told(tmp_path: Path, first: Path
     numbers = (new.min(), new.max(), known[:, index].min(), known[:, index].max())
     assert "reaches from {:.4g} to {:.4g}, the range of the normaliser from {:.4g} to {:.4g}\n".format(*numbers) in text
     assert "note " not in told(tuning(tmp_path, first, name="same"))
+
+
+@pytest.mark.parametrize("end", [OBS_LOW - 12, OBS_HIGH + 12])
+def test_numbers_far_below_and_far_above_the_range_are_told(end: float) -> None:
+    said: list[str] = []
+    _note_range(tiny_policy(), {"obs": np.full((2, 5), end, np.float32)}, said.append)
+    assert len(said) == 1 and "5 of 5 numbers of the demonstrations lie far outside" in said[0]
 
 
 def test_numbers_in_other_units_are_refused(tmp_path: Path, first: Path) -> None:

@@ -13,11 +13,16 @@ from rich.console import Console
 from torch import Tensor
 
 from drift_policy import Policy
+from drift_policy.data.dataset import Column, WindowDataset
+from drift_policy.data.neighbours import find_neighbours
+from drift_policy.data.normalizer import Normalizer
+from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import ConfigurationError, UserError
 from drift_policy.heads.drift import DriftHeadConfig
 from drift_policy.training.ema import Ema
 from drift_policy.training.parallel import Processes
+from drift_policy.training.positives import add_positives
 from drift_policy.training.run import train
 from drift_policy.training.trainer_config import TrainerConfig
 from drift_policy.training.update import PolicyUpdate
@@ -65,6 +70,20 @@ def test_weights_of_the_energy_kernel_average_the_losses_of_single_positives(per
     expected = 0.25 * own + 0.75 * policy.compute_loss(batch | {"action": other}, draws)[0]
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(metrics["action_mse"], own_metrics["action_mse"])  # is about the own chunk alone
+
+
+@STEPS
+def test_every_observation_has_its_own_weights(per_time_step: bool) -> None:
+    policy = tiny_policy(head_config=DriftHeadConfig(3, kernel="energy", per_time_step=per_time_step))
+    batch, draws = tiny_batch(policy, 4), policy.draw(4, torch.Generator().manual_seed(0))
+    batch["positives"] = torch.stack([batch["action"], tiny_batch(policy, 4, seed=3)["action"]], dim=1)
+    batch["positive_weights"] = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.25, 0.75], [0.5, 0.5]])
+    alone = []
+    for row in range(4):
+        part: dict[str, Any] = {name: value[row : row + 1] for name, value in batch.items() if name != "obs"}
+        part["obs"] = {key: value[row : row + 1] for key, value in batch["obs"].items()}
+        alone.append(policy.compute_loss(part, {name: value[row : row + 1] for name, value in draws.items()})[0])
+    torch.testing.assert_close(policy.compute_loss(batch, draws)[0], torch.stack(alone).mean())
 
 
 def test_positives_of_a_wrong_shape_or_for_another_head_are_refused() -> None:
@@ -145,6 +164,26 @@ def test_the_program_trains_with_several_positives_and_says_which(
     assert json.loads((run / "manifest.json").read_text())["config"]["trainer"][name] == int(value)
     with (run / "metrics.csv").open() as file:
         assert all(np.isfinite(float(row["train/loss"])) for row in csv.DictReader(file) if row["train/loss"])
+
+
+def test_neighbours_are_near_in_the_normalised_numbers_of_all_observed_steps() -> None:
+    rng = np.random.default_rng(0)
+    data = {
+        name: rng.random((60, size)).astype(np.float32) for name, size in {"obs": 5, "state": 3, "action": 2}.items()
+    }
+    data["state"] *= 100
+    columns = {key: [Column(key)] for key in ("obs", "state")}
+    steps: dict[str, int] = {"horizon": 6, "n_obs_steps": 2, "n_action_steps": 3}
+    windows = WindowDataset(ReplayBuffer(data, np.array([20, 40, 60])), columns, [Column("action")], **steps)
+    policy = tiny_policy(observations={"obs": 5, "state": 3}, **steps)
+    policy.set_normalizer(Normalizer.fit(windows.stats_arrays()))
+    add_positives(windows, policy, TrainerConfig(neighbours=4, neighbour_width=0.3), QUIET)
+    obs = windows.batch(np.arange(len(windows)))["obs"]
+    seen = torch.cat([policy.normalizer.normalize(key, obs[key]).flatten(1) for key in columns], dim=1)
+    expected, _ = find_neighbours(seen, windows.episodes, count=4, width=0.3)
+    assert windows.neighbours is not None
+    assert torch.equal(windows.neighbours.windows, expected.windows)
+    torch.testing.assert_close(windows.neighbours.weights, expected.weights)
 
 
 def test_neighbours_that_cannot_be_found_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.console import Console
 from drift_policy import load_policy
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
+from drift_policy.training.folder_guard import claimed_folder
 from drift_policy.training.run import train
 from drift_policy.training.run_folder import check_settings, course_of_a_run, record_settings
 from tests.helpers.point_task import point_demonstrations, point_training
@@ -274,6 +276,16 @@ def test_folder_of_a_running_training_is_refused(tmp_path: Path) -> None:
     run_dir.mkdir(parents=True)
     with FileLock(run_dir / ".lock"), pytest.raises(UserError, match="Another process"):
         train(point_training(tmp_path), [], QUIET)
+
+
+def test_a_folder_is_held_by_one_training_at_a_time(tmp_path: Path) -> None:
+    def claim() -> AbstractContextManager[None]:
+        return claimed_folder(tmp_path / "run", lambda: False, False, "resume=true")
+
+    with claim(), pytest.raises(UserError, match="Another process is training"), claim():
+        pass
+    with claim():
+        pass
 
 
 def test_starting_over_an_existing_run_is_refused_with_the_resume_command(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -46,6 +48,7 @@ def test_every_window_is_seen_at_most_once_in_an_epoch(batch_size: int, num_wind
     epoch = np.concatenate([batch_indices(step, num_windows, batch_size, seed) for step in range(batches)])
     assert len(np.unique(epoch)) == len(epoch) == min(num_windows, batches * batch_size)
     again = batch_indices(batches, num_windows, batch_size, seed)
+    assert len(again) == min(batch_size, num_windows), "what is left over of an epoch is no batch"
     if num_windows > 100:  # fewer may by chance begin alike
         assert not np.array_equal(again, epoch[: len(again)]) or len(again) < 5
 
@@ -61,8 +64,9 @@ def test_learning_rate_warms_up_and_ends_at_zero() -> None:
 
 @pytest.mark.parametrize("warmup", [True, False])
 def test_ema_follows_its_definition(warmup: bool) -> None:
-    policy = tiny_policy()
+    policy = tiny_policy().train()
     ema = Ema(policy, decay=0.5, warmup=warmup)
+    assert policy.training and not any(module.training for module in ema.policy.modules())
     weight, averaged = next(policy.parameters()), next(ema.policy.parameters())
     expected = weight.detach().clone()
     for update in range(20):
@@ -71,7 +75,7 @@ def test_ema_follows_its_definition(warmup: bool) -> None:
         ema.update(policy)
         decay = min(0.5, (1 + update) / (10 + update)) if warmup else 0.5
         expected = decay * expected + (1 - decay) * weight.detach()
-    torch.testing.assert_close(averaged, expected)
+        torch.testing.assert_close(averaged.detach(), expected)  # now: the first decays are soon forgotten
     assert not averaged.requires_grad
 
 
@@ -247,6 +251,11 @@ def test_unknown_device_is_explained() -> None:
 def test_bad_trainer_values_name_the_field(field: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=rf"trainer\.{field}"):
         TrainerConfig(**{field: value})
+
+
+def test_the_file_of_the_command_line_says_the_defaults_of_the_trainer() -> None:
+    file = Path(__file__).resolve().parents[2] / "configs/trainer/default.yaml"
+    assert OmegaConf.to_container(OmegaConf.load(file)) == asdict(TrainerConfig())
 
 
 def test_measuring_does_not_change_the_course_of_a_run(tmp_path: Path) -> None:

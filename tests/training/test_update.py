@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from drift_policy import Policy
+from drift_policy.demonstrated import PositiveNoise
 from drift_policy.encoders import IMAGE_BACKBONES
 from drift_policy.errors import ConfigurationError
 from drift_policy.heads.drift import DriftHeadConfig
@@ -82,6 +83,7 @@ def test_metrics_and_gradients_of_parts_are_averaged(head: str) -> None:
     torch.testing.assert_close(metrics["action_mse"], (expected[0][1]["action_mse"] + expected[1][1]["action_mse"]) / 2)
     torch.testing.assert_close(metrics["gradient_norm"], norm)
     assert metrics.keys() == {*expected[0][1], "loss", "gradient_norm"}
+    assert all(parameter.grad is None for parameter in policy.parameters()), "the next update begins without any"
 
 
 def test_each_process_gets_its_rows_of_the_noise() -> None:
@@ -109,6 +111,13 @@ def test_dropout_is_a_function_of_step_seed_and_process() -> None:
     for other in (after(step=4), after(step=3, rank=1), after(step=3, seed=1)):
         assert (first - other).abs().max() > 1e-5
     assert torch.equal(after(step=3, rank=1), after(step=3, rank=1))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_dropout_does_not_repeat_the_numbers_of_noise_and_crops(rank: int) -> None:
+    with torch.random.fork_rng():
+        update_of(deepcopy(POLICY), rank=rank, size=2)(3, iter([tiny_batch(POLICY, 4)]))
+        assert torch.initial_seed() != step_generator(3, 0).initial_seed()
 
 
 def test_clipping_limits_the_gradient_but_not_its_report() -> None:
@@ -188,6 +197,14 @@ def test_action_noise_is_that_of_the_rows_of_a_process() -> None:
         expected, _ = deepcopy(POLICY).compute_loss(select(batch, rows), select(draws, rows))
         update = update_of(deepcopy(POLICY), rank=rank, size=2, action_noise=0.2)
         torch.testing.assert_close(update(3, iter([select(batch, rows)]))["loss"], expected.detach())
+
+
+def test_copies_of_the_demonstrations_are_those_of_the_settings() -> None:
+    policy = tiny_policy("drift")
+    batch, copies = tiny_batch(policy, 8), PositiveNoise(copies=2, deviation=0.1, steps=3.0)
+    expected, _ = deepcopy(policy).compute_loss(batch, policy.draw(8, step_generator(5, 0), positive_noise=copies))
+    update = update_of(deepcopy(policy), positive_copies=2, positive_noise=0.1, positive_noise_steps=3.0)
+    torch.testing.assert_close(update(5, iter([batch]))["loss"], expected.detach())
 
 
 @pytest.mark.parametrize("parts", [1, 2])

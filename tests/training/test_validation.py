@@ -67,6 +67,16 @@ def test_a_measurement_holds_no_more_observations_at_once_than_a_small_batch(
     assert measured == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_measurement_repeats_and_draws_from_a_generator_of_its_own(tmp_path: Path) -> None:
+    policy, windows = untrained(tmp_path)
+    measured = Validation(windows, WINDOWS, CPU, decides=True)
+    first = measured.measure(policy)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    assert measured.measure(policy) == first
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 class Knowing:
     """Draws the demonstrated chunks of some windows, off by 3 and -1 constants in turn, and without noise by 5."""
 
