@@ -72,6 +72,7 @@ def test_the_manifest_says_that_nothing_was_rolled_out(run: Path) -> None:
     assert "held-out action error" in manifest["training"]["chosen_by"]
     assert [episode["episode"] for episode in manifest["open_loop"]["episodes"]] == held_out(run)
     assert not (run / "rollouts.mp4").exists() and (run / "open_loop.png").is_file()
+    assert (run / "action_fan.png").is_file()
 
 
 def held_out(run: Path) -> list[int]:
