@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -16,6 +17,7 @@ from drift_policy.config import parse_config
 from drift_policy.data.readers.zarr import read_zarr
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.zarr_writer import write_zarr
+from drift_policy.serialization import load_policy
 from drift_policy.task import DatasetConfig, TaskConfig, load_demonstrations
 from tests.helpers.documents import blocks, run_page
 from tests.helpers.lerobot_folders import write_v30
@@ -81,6 +83,18 @@ def test_the_example_of_adding_a_task(tmp_path: Path, monkeypatch: pytest.Monkey
         evaluation = json.loads(file.read_text())["evaluation"]
         assert evaluation["score_name"] == "closeness" and len(evaluation["episodes"]) == 2
     assert (run / "action_fan.png").is_file()
+
+
+def test_the_programs_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pretrained").symlink_to(ROOT / "pretrained")
+    decisions, training, robot_loop = [block.text for block in blocks("README.md") if block.language == "python"]
+    variables: dict[str, Any] = {}
+    exec(compile(decisions, "README.md", "exec"), variables)
+    assert variables["chunk"].shape == (1, 8, 2) and variables["fan"].shape == (1, 64, 12, 2)
+    exec(compile(training, "README.md", "exec"), variables)
+    assert load_policy(tmp_path / "my_policy").action_dim == 7
+    compile(robot_loop, "README.md", "exec")  # runs on the page about one's own data, with a robot
 
 
 def test_other_entries_for_the_data_set_are_valid() -> None:

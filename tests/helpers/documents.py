@@ -48,8 +48,8 @@ class Block:
 
 
 def blocks(page: str) -> list[Block]:
-    """The fenced blocks of a page in docs/, in order."""
-    text = (ROOT / "docs" / page).read_text()
+    """The fenced blocks of a page in docs/, or of README.md, in order."""
+    text = (ROOT / page if page == "README.md" else ROOT / "docs" / page).read_text()
     return [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)]
 
 
