@@ -5,7 +5,7 @@
 Each argument is the folder of a run, a folder that holds runs, or the manifest of a run. Runs whose names differ in
 _seed<number> alone also have a row of their mean, over all of their episodes. Brackets hold 95 % intervals over
 episodes, which leave out that training seeds differ. Compare rows of the same task, demonstrations and start states:
-the manifests have them.
+the manifests have them. A run that decided for several episodes at once shows no time of a decision.
 """
 
 import json
@@ -27,6 +27,7 @@ from drift_policy.evaluation.statistics import Interval, mean_interval, success_
 MANIFEST = "manifest.json"
 _LONGEST_LINE = 1000
 _SEED = re.compile(r"_seed\d+$")
+_EVALUATION = re.compile(r"eval(_\d+)?")  # folders within a run
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
                 f"{path} holds no {MANIFEST}, which a training writes at its end: give a run folder "
                 "(runs/<task>/<name>) that is finished, or a folder of such."
             )
-        files |= dict.fromkeys(found)
+        files |= dict.fromkeys(file.resolve() for file in found)
     return [_read(file) for file in files]
 
 
@@ -71,7 +72,7 @@ def comparison(runs: Sequence[Run]) -> Table:
     rows = []
     for group, members in groups.items():
         rows += [_row(run.name, [run]) for run in members]
-        if len(members) > 1:
+        if len({run.name for run in members}) > 1:
             rows.append(_row(f"{group}, mean of {len(members)}", members))
     names = [name for name in rows[0] if any(row[name] for row in rows)]
     table = Table()
@@ -87,7 +88,7 @@ def _manifests_in(folder: Path) -> list[Path]:
     if own.is_file():
         return [own]
     found = sorted([*folder.glob(f"*/{MANIFEST}"), *folder.glob(f"*/*/{MANIFEST}")])
-    return [file for file in found if not file.parent.name.startswith("eval")]  # those lie within a run
+    return [file for file in found if not _EVALUATION.fullmatch(file.parent.name)]
 
 
 def _read(file: Path) -> Run:
@@ -109,7 +110,7 @@ def _row(name: str, runs: Sequence[Run]) -> dict[str, str]:
     rollouts = [manifest["evaluation"] for manifest in manifests if manifest.get("evaluation")]
     offline = [manifest["open_loop"] for manifest in manifests if manifest.get("open_loop")]
     measured = rollouts or offline
-    latency = [float(one["latency_ms"]["p50"]) for one in measured if one.get("latency_ms")]
+    latency = [float(one["latency_ms"]["p50"]) for one in measured if _decided_one_by_one(one)]
     return {
         "run": name,
         "policy": f"{policy['head']['name']}, {policy['network']['name']}",
@@ -124,8 +125,15 @@ def _row(name: str, runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
+def _decided_one_by_one(measured: dict[str, Any]) -> bool:
+    """Whether the times of a measurement are those of single decisions."""
+    return bool(measured.get("latency_ms")) and int(measured.get("protocol", {}).get("decision_batch_size", 1)) == 1
+
+
 def _shown(measured: Sequence[dict[str, Any]], what: str) -> str:
     """Return the mean of a number of all episodes with its interval, empty without any."""
+    if what == "success":  # of an environment that says nothing of it, none would be shown
+        measured = [one for one in measured if one.get("success_reported", True)]
     values = [episode[what] for one in measured for episode in one["episodes"]]
     if not values:
         return ""

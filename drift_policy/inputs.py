@@ -59,8 +59,8 @@ def checked_steps(specs: Specs, obs: Any, steps: int, dtype: torch.dtype) -> dic
     return _in_type(specs, checked, dtype)
 
 
-def training_observation(specs: Specs, batch: Mapping[str, Any], steps: int) -> Mapping[str, Any]:
-    """Return the observations {key: [B, To, ...]} of a training batch as they are, their keys and steps checked.
+def training_observation(specs: Specs, batch: Mapping[str, Any], steps: int) -> dict[str, Tensor]:
+    """Return the observations {key: [B, To, ...]} of a training batch as tensors, their keys and shapes checked.
 
     Args:
         specs: of the policy.
@@ -68,7 +68,7 @@ def training_observation(specs: Specs, batch: Mapping[str, Any], steps: int) -> 
         steps: To.
 
     Raises:
-        ValueError: a missing key or a wrong shape.
+        ValueError: a missing key, something that is no array, or a wrong shape.
     """
     missing = [name for name in ("obs", "action") if name not in batch]
     if missing:
@@ -76,9 +76,9 @@ def training_observation(specs: Specs, batch: Mapping[str, Any], steps: int) -> 
             f"batch lacks {missing[0]!r}: it has {sorted(batch)}, but is {{'obs': {{key: [B, To, ...]}}, 'action': "
             "[B, Tp, Da]}."
         )
-    given = as_mapping(specs, batch["obs"])
+    given = _tensors(specs, batch["obs"])
     for key, spec in specs.items():
-        shape = list(torch.as_tensor(require_key(given, key)).shape)
+        shape = list(given[key].shape)
         is_image = spec.kind == "image"
         if len(shape) != len(spec.shape) + 2 or shape[1] != steps or not (is_image or shape[2:] == list(spec.shape)):
             expected = ["C", "H", "W"] if is_image else [str(number) for number in spec.shape]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -236,7 +237,11 @@ def find_demonstrations(
     )
     data_format = FORMATS[dataset.format]
     options = {name: value for name, value in dataset.options.items() if name in data_format.count_options}
-    count = partial(data_format.count, **options)
+
+    def count(found: Path) -> tuple[int, int]:
+        check_format(found, dataset.format)  # its reader would call another format damaged
+        return data_format.count(found, **options)
+
     resolved = resolve(source, path, allow_download=allow_download, report=report, count=count)
     check_format(resolved.path, dataset.format)
     return resolved

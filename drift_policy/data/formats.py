@@ -40,8 +40,11 @@ class DataFormat:
 def container_of(path: Path) -> str | None:
     """Return what a file or folder of demonstrations is, as far as that shows: "HDF5", "zarr" or "LeRobot"."""
     if path.is_file():
-        with path.open("rb") as file:
-            return "HDF5" if file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE else None
+        try:
+            with path.open("rb") as file:
+                return "HDF5" if file.read(len(_HDF5_SIGNATURE)) == _HDF5_SIGNATURE else None
+        except OSError:
+            return None  # its reader says what is wrong with it
     if (path / "meta" / "info.json").is_file():
         return "LeRobot"
     return "zarr" if any((path / name).is_file() for name in (".zgroup", "zarr.json")) else None

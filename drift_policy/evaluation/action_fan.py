@@ -138,7 +138,7 @@ def _curves(policy: Policy, moments: Sequence[_Moment]) -> Figure:
                 axis.plot(sample[:, number], color=colour, alpha=0.5, linewidth=0.8)
             if moment.demonstrated is not None:
                 axis.plot(moment.demonstrated[:, number], color="black", linewidth=1.6, label="demonstrated")
-            axis.axvspan(now, now + policy.n_action_steps - 1, color="black", alpha=0.06, label="executed")
+            axis.axvspan(now - 0.5, now + policy.n_action_steps - 0.5, color="black", alpha=0.06, label="executed")
         row[0].set_ylabel(f"action[{number}]")
     for axis, moment in zip(axes[0], moments, strict=True):
         axis.set_title(f"step {moment.step}")

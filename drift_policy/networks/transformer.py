@@ -177,11 +177,11 @@ class Transformer(ActionNetwork):
     def _initialise(self) -> None:
         """Zero the biases and draw positions from N(0, 0.02^2), weights like Diffusion Policy if the network denoises.
 
-        Under its N(0, 0.02^2) an observation moves the chunks of an untrained network 50 times less than the noise does
-        (8 layers of 256; 800 times with 2 of 64). A denoiser learns in spite of that, as the steps that it is given are
-        the demonstration in part. For one evaluation they are noise alone, and the network was slow to see what to
-        condition on: weights from N(0, 1 / inputs), less for the noise, let the observation through. The last layer is
-        small, so that the first samples lie close together.
+        Under its N(0, 0.02^2) an observation moves the chunks of an untrained network tens of times less than the noise
+        does (8 layers of 256; hundreds of times with 2 of 64). A denoiser learns in spite of that, as the steps that it
+        is given are the demonstration in part. For one evaluation they are noise alone, and the network was slow to see
+        what to condition on: weights from N(0, 1 / inputs), less for the noise, let the observation through. The last
+        layer is small, so that the first samples lie close together.
         """
         nn.init.normal_(self.action_position, std=INIT_STD)
         nn.init.normal_(self.memory_position, std=INIT_STD)

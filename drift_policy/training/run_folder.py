@@ -53,10 +53,11 @@ _FREE_PARTS = (
 # how its data can be had, whose hash is compared.
 _WITHOUT_EFFECT = tuple(f"task.{name}" for name in (*POLICY_DEFAULTS, "control_hz", "dataset.hint", "dataset.url"))
 
-# The learning rate falls to zero at the last step, so a longer training is another one from the beginning.
-_LONGER = (
-    "The learning rate follows the number of steps, so a run cannot be made longer: resume it with what it was started "
-    "with, start a longer one with another name=..., or go on from its weights with initial_ckpt=... and another name."
+# The learning rate falls to zero at the last step: a training of another length is another one from the beginning.
+_OTHER_LENGTH = (
+    "The learning rate follows the number of steps, so a run cannot be made longer or shorter: resume it with what it "
+    "was started with, start another one with another name=..., or go on from its weights with initial_ckpt=... and "
+    "another name."
 )
 
 
@@ -87,7 +88,7 @@ def check_settings(run_dir: Path, settings: Mapping[str, Any]) -> None:
     changed = [name for name in changed_settings(before, settings) if name not in _FREE_PARTS]
     if "device" in changed and _is_same_kind(str(before.get("device")), str(settings.get("device"))):
         changed.remove("device")
-    advice = _LONGER if changed == ["trainer.num_steps"] else None
+    advice = _OTHER_LENGTH if changed == ["trainer.num_steps"] else None
     refuse_changes(run_dir, changed, advice, _completed(before), _completed(settings))
 
 

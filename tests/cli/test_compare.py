@@ -51,6 +51,30 @@ def test_runs_and_the_mean_of_their_seeds(tmp_path: Path) -> None:
         assert table["training [min]"] == ["1.5"] * 4 and "open-loop error" not in table
 
 
+def test_a_run_counts_once_and_one_seed_has_no_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "drift_seed0" / "manifest.json", manifest(EPISODES))
+    monkeypatch.chdir(file.parent)
+    assert cells([file, file.parent, tmp_path, Path("."), Path("manifest.json")])["run"] == ["pusht/drift_seed0"]
+    copy = write(tmp_path / "copy" / "drift_seed0.json", manifest(EPISODES))
+    assert cells([file, copy])["run"] == ["pusht/drift_seed0"] * 2
+
+
+def test_evaluations_within_a_run_are_left_out_by_their_whole_name(tmp_path: Path) -> None:
+    for name in ("eval", "eval_1"):
+        write(tmp_path / "drift_seed0" / name / "manifest.json", {"checkpoint": {}})
+    write(tmp_path / "evaluation_noise" / "manifest.json", manifest(EPISODES))
+    assert cells([tmp_path])["run"] == ["pusht/evaluation_noise"]
+
+
+def test_what_was_not_measured_is_not_shown(tmp_path: Path) -> None:
+    measured = manifest(EPISODES)["evaluation"]
+    batches = manifest(EPISODES, evaluation=measured | {"protocol": {"decision_batch_size": 50}})
+    silent = manifest([], evaluation=measured | {"success_reported": False, "protocol": {"decision_batch_size": 1}})
+    table = cells([write(tmp_path / "batches.json", batches), write(tmp_path / "silent.json", silent)])
+    assert table["decision p50 [ms]"] == ["", "0.50"]
+    assert table["success"][0].startswith("0.500 [") and table["success"][1] == ""
+
+
 def test_tasks_without_an_environment_have_their_error(tmp_path: Path) -> None:
     measured = {"episodes": [{"action_error": 0.25}], "network_evaluations": 10, "latency_ms": {"p50": 1.0}}
     file = write(tmp_path / "flow_seed0.json", manifest([], evaluation=None, open_loop=measured))

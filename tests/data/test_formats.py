@@ -59,8 +59,25 @@ def test_another_format_is_named_with_the_one_that_fits(
     assert "elete" not in str(error.value)
 
 
-def test_what_shows_no_format_is_left_to_its_reader(tmp_path: Path) -> None:
+def test_another_format_in_the_data_folder_is_named_before_anything_is_counted(
+    recordings: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRIFT_POLICY_DATA", str(recordings["HDF5"].parent))
+    dataset = DatasetConfig(name="point", relative_path="demos.hdf5", format="zarr", expected_episodes=1)
+    with pytest.raises(DataError, match="is HDF5, but task.dataset.format is zarr"):
+        load_demonstrations(replace(point_task(), dataset=dataset), None, False, lambda _: None)
+
+
+def test_what_shows_no_format_is_left_to_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "demos.npz", episode_ends=[2], action=np.zeros((2, 1)))
     check_format(tmp_path / "demos.npz", "npz")
     check_format(tmp_path / "demos.npz", "zarr")
+    (tmp_path / "not_ours").touch()
+
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(f"{path} may not be read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert container_of(tmp_path / "not_ours") is None
     assert read_npz(tmp_path / "demos.npz", ["action"]).n_episodes == 1

@@ -59,6 +59,8 @@ def test_samples_are_drawn_beside_the_demonstrated_chunk(drawn: list[Figure], tm
     final = np.array([len(windows.episodes) - 1])
     assert np.array_equal(demonstrated(last), windows.batch(final)["action"][0, :, shown[-1]].numpy())
     assert len(first.get_lines()) == 64 + 1  # samples, the demonstration
+    (executed,) = [patch for patch in first.patches if patch.get_label() == "executed"]
+    assert executed.get_path().get_extents(executed.get_patch_transform()).intervalx.tolist() == [0.5, 3.5]
 
 
 def test_numbers_that_hardly_vary_are_left_out(drawn: list[Figure], tmp_path: Path) -> None:

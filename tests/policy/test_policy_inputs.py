@@ -171,6 +171,16 @@ def test_arrays_that_run_backwards_are_taken_as_they_read() -> None:
 def test_what_is_no_array_is_named(policy: Policy, value: Any) -> None:
     with pytest.raises(ValueError, match=r"obs\['goal'\] is no array of numbers"):
         policy.predict_action(GOOD | {"goal": value})
+    with pytest.raises(ValueError, match=r"obs\['goal'\] is no array of numbers"):
+        policy.compute_loss(tiny_batch(policy) | {"obs": GOOD | {"goal": value}})
+
+
+def test_a_training_batch_may_hold_arrays_that_run_backwards(policy: Policy) -> None:
+    batch, draws = tiny_batch(policy), policy.draw(B, torch.Generator().manual_seed(0))
+    obs = {key: value.numpy()[..., ::-1] for key, value in batch["obs"].items()}
+    copied = {key: value.copy() for key, value in obs.items()}
+    backwards, expected = (policy.compute_loss(batch | {"obs": given}, draws)[0] for given in (obs, copied))
+    assert torch.equal(backwards, expected)
 
 
 @pytest.mark.parametrize(
