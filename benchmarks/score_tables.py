@@ -52,8 +52,7 @@ def overview_table(results: Path) -> str:
         cells = [f"{success_rate(runs).mean:.2f} ({len(runs)})" if runs else "" for runs in groups]
         if measured := [run for runs in groups for run in runs]:
             rows.append([label, demonstrations(measured), *cells])
-    heads = ["drift", "diffusion", "flow matching", "MIP", "regression"]
-    return markdown(["task", "demonstrations", *heads], rows)
+    return markdown(["task", "demonstrations", *POLICY_LABELS.values()], rows)
 
 
 def pusht_table(results: Path) -> str:

@@ -23,8 +23,8 @@ from rich.text import Text
 from drift_policy.cli import command_line
 from drift_policy.errors import ConfigurationError, UserError
 from drift_policy.evaluation.statistics import Interval, mean_interval, success_interval
+from drift_policy.result_files import MANIFEST
 
-MANIFEST = "manifest.json"
 _LONGEST_LINE = 1000
 _SEED = re.compile(r"_seed\d+$")
 _EVALUATION = re.compile(r"eval(_\d+)?")  # folders within a run

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from drift_policy.candidates import takes_both_sides
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.policy_config import policy_config_from_mapping
+from drift_policy.result_files import MANIFEST
 
 if TYPE_CHECKING:
     from drift_policy.policy import Policy
 
 LIBRARY = "drift-policy"
-_MANIFEST = "manifest.json"
 
 
 def read_manifest(run: str | Path, policy: "Policy") -> dict[str, Any]:
@@ -26,12 +26,12 @@ def read_manifest(run: str | Path, policy: "Policy") -> dict[str, Any]:
     Raises:
         CheckpointError: there is no manifest, it cannot be read, or it is of another policy.
     """
-    path = Path(run) / _MANIFEST if Path(run).is_dir() else Path(run)
+    path = Path(run) / MANIFEST if Path(run).is_dir() else Path(run)
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{path} does not exist: give the folder of a finished run, which has a {_MANIFEST}."
+            f"{path} does not exist: give the folder of a finished run, which has a {MANIFEST}."
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}).") from error

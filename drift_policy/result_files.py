@@ -1,4 +1,4 @@
-"""The files that an evaluation leaves: can they be written, and what becomes of those of an earlier one."""
+"""The files that a training or an evaluation leaves: can they be written, and what becomes of those of an earlier one."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from drift_policy.errors import ConfigurationError, require
+
+MANIFEST = "manifest.json"  # what a training or an evaluation writes at its end
 
 
 def require_writable(path: Path) -> None:

@@ -22,6 +22,7 @@ from drift_policy.evaluation.rollout import MakeEnv
 from drift_policy.policy import Policy
 from drift_policy.policy_config import ACTION
 
+FAN = "action_fan.png"
 _SAMPLES = 64
 _MOMENTS = 4
 _NUMBERS = 4  # of an action, if it is not drawn over the scene

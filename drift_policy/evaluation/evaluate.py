@@ -15,7 +15,7 @@ from rich.table import Table
 from drift_policy.device import choose_device
 from drift_policy.digests import file_sha256
 from drift_policy.errors import CheckpointError, ConfigurationError, require
-from drift_policy.evaluation.action_fan import picture_action_fan
+from drift_policy.evaluation.action_fan import FAN, picture_action_fan
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
 from drift_policy.evaluation.offline import draw_open_loop, evaluate_offline, open_loop_manifest, windows_to_evaluate
 from drift_policy.evaluation.open_loop import OpenLoopResult
@@ -32,7 +32,7 @@ from drift_policy.manifest import describe_run, simulator_versions, write_json
 from drift_policy.metadata_keys import ACTION_SPACE, ENVIRONMENT_MADE, SIMULATORS
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy
-from drift_policy.result_files import keep_earlier, require_writable
+from drift_policy.result_files import MANIFEST, keep_earlier, require_writable
 from drift_policy.serialization import MODEL_FILE, load_policy, resolve_checkpoint
 from drift_policy.task import (
     EnvConfig,
@@ -44,7 +44,6 @@ from drift_policy.task import (
 from drift_policy.task_files import load_task
 
 SCRIPT = "eval_policy.py"
-MANIFEST = "manifest.json"
 _SPEED = ("n_envs", "asynchronous")  # settings of an evaluation that change no result
 
 
@@ -295,10 +294,10 @@ def write_artifacts(
     """Film some test episodes and draw the action fan; both render."""
     config = config.for_task(env.max_steps)
     make_env = make_env_factory(env, config.step_limit, render=True)
-    picture_action_fan(policy, make_env, config.start_seed, folder / "action_fan.png", config.step_limit)
+    picture_action_fan(policy, make_env, config.start_seed, folder / FAN, config.step_limit)
     with console.status(f"filming {video_episodes} episodes"):
         film_rollouts(policy, make_env, config, video_episodes, folder / "rollouts.mp4", env.fps)
-    console.print(f"pictures {folder}: action_fan.png, rollouts.mp4", highlight=False)
+    console.print(f"pictures {folder}: {FAN}, rollouts.mp4", highlight=False)
 
 
 def _evaluate_open_loop(

@@ -14,7 +14,7 @@ from drift_policy.data.dataset import WindowDataset
 from drift_policy.data.ranges import far_numbers
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.errors import CheckpointError, ConfigurationError
-from drift_policy.evaluation.action_fan import picture_demonstrated_fan
+from drift_policy.evaluation.action_fan import FAN, picture_demonstrated_fan
 from drift_policy.evaluation.open_loop import OpenLoopEpisode, OpenLoopResult, measure_open_loop, picture_open_loop
 from drift_policy.evaluation.rollout import EvaluationConfig
 from drift_policy.metadata_keys import TRAINED_EPISODES
@@ -22,7 +22,6 @@ from drift_policy.policy import Policy
 from drift_policy.task import Demonstrations, TaskConfig, make_windows, observation_specs
 
 PICTURE = "open_loop.png"
-FAN = "action_fan.png"
 
 
 def evaluate_offline(

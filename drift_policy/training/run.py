@@ -40,6 +40,7 @@ from drift_policy.mirror import fit_mirror
 from drift_policy.plugins import import_plugins
 from drift_policy.policy import Policy, build_policy
 from drift_policy.policy_config import policy_config_from_mapping
+from drift_policy.result_files import MANIFEST
 from drift_policy.serialization import load_policy, resolve_checkpoint
 from drift_policy.task import (
     Demonstrations,
@@ -344,7 +345,7 @@ def _finish(
     """Evaluate the best checkpoint, write the manifest, then draw and film it if that is asked for."""
     result = evaluate_checkpoint(policy, env, config.evaluation, console)
     evaluation = evaluation_manifest(policy, env, result, config.evaluation)
-    write_json(run_dir / "manifest.json", {**facts, "evaluation": evaluation})
+    write_json(run_dir / MANIFEST, {**facts, "evaluation": evaluation})
     if config.video_episodes:
         write_artifacts(policy, env, config.evaluation, run_dir, config.video_episodes, console)
         for tracker in trainer.trackers:
@@ -367,7 +368,7 @@ def _finish_without_env(
         result = evaluate_offline(policy, data.validation, ends, config.evaluation, console)
         draw_open_loop(policy, data.validation, result, run_dir, console)
         open_loop = open_loop_manifest(policy, result, config.evaluation)
-    write_json(run_dir / "manifest.json", {**facts, "evaluation": None, "open_loop": open_loop})
+    write_json(run_dir / MANIFEST, {**facts, "evaluation": None, "open_loop": open_loop})
 
 
 def _choice(config: TrainConfig, data: TrainingData) -> str:
