@@ -1,4 +1,4 @@
-"""The files that a training or an evaluation leaves: can they be written, and what becomes of those of an earlier one."""
+"""The files that trainings and evaluations leave: can they be written, and what becomes of earlier ones."""
 
 import json
 import os
