@@ -119,4 +119,5 @@ class TransformedImages(Dataset[tuple[Tensor, int]]):
 
 def to_tensor(pixels: Pixels) -> Tensor:
     """Return bytes [H, W, channels] as float32 [channels, H, W] in [-1, 1]."""
-    return from_levels(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
+    own = np.array(pixels.transpose(2, 0, 1), order="C")  # a copy: pixels of a file are read-only, which torch warns of
+    return from_levels(torch.from_numpy(own))
