@@ -115,6 +115,20 @@ GENERATOR_SIZES: dict[str, DiTConfig] = {
         noise_coords=8,
         n_cls_tokens=4,
     ),
+    "fashion_tiny": DiTConfig(
+        input_size=28,
+        patch_size=4,
+        in_channels=1,
+        out_channels=1,
+        hidden_size=128,
+        cond_dim=128,
+        depth=4,
+        num_heads=4,
+        num_classes=10,
+        noise_classes=16,
+        noise_coords=8,
+        n_cls_tokens=4,
+    ),
 }
 
 

@@ -62,6 +62,9 @@ MAE_SIZES: dict[str, MaeConfig] = {
     "pixel_640": MaeConfig(in_channels=3, input_patch_size=8, base_channels=640),
     "latent_tiny": MaeConfig(base_channels=32, layers=[2, 2, 2, 2]),
     "digits_tiny": MaeConfig(in_channels=1, base_channels=16, layers=[2, 2, 2, 2], num_classes=10, patch_size=1),
+    "fashion_tiny": MaeConfig(
+        in_channels=1, base_channels=32, layers=[2, 2, 2, 2], num_classes=10, patch_size=1, input_patch_size=2
+    ),
 }
 
 

@@ -174,3 +174,14 @@ def test_configurations_survive_json_without_other_packages() -> None:
         from_values(GeneratorTrainConfig, asdict(config) | {"drift": {"colour": 1}}, "")
     with pytest.raises(ConfigurationError, match="labels_per_step is '8'"):
         from_values(DriftConfig, {"labels_per_step": "8"}, "")
+
+
+def test_fashion_mnist_has_a_recipe_of_its_own() -> None:
+    config = generator_config("dataset=fashion_mnist", "model=fashion_tiny")
+    size = GENERATOR_SIZES[config.model["name"]]
+    assert (size.input_size, size.in_channels, size.num_classes) == (28, 1, 10)
+    assert (config.drift.labels_per_step, config.trainer.num_steps) == (8, 1600)
+    alone = mae_config("dataset=fashion_mnist", "mae=fashion_tiny")
+    trained_first = config.feature.mae_training
+    assert (trained_first.model, trained_first.trainer) == (alone.mae.model, alone.trainer)
+    assert MAE_SIZES["fashion_tiny"].input_patch_size == 2
