@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -341,3 +342,16 @@ def test_bytes_and_tensors_round_trip() -> None:
 def test_impossible_transforms_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         ImageTransform(**({"size": 8} | change))  # type: ignore[arg-type]  # wrong on purpose
+
+
+def test_read_only_pixels_become_tensors_without_a_warning() -> None:
+    pixels = np.zeros((2, 2, 1), dtype=np.uint8)
+    pixels.flags.writeable = False
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # torch warns once in a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert to_tensor(pixels).tolist() == [[[-1.0, -1.0], [-1.0, -1.0]]]
+    finally:
+        torch.set_warn_always(before)
