@@ -5,10 +5,11 @@ S flattened sample size, R temperatures, F features that the problems belong to 
 """
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from drift_policy.drift.distributed import global_mean
 from drift_policy.drift.validation import check_affinity_floor, check_samples, check_temperatures, check_weights
@@ -23,8 +24,8 @@ _MIN_FORCE_SQ = 1e-8
 _SELF_DISTANCE = 100.0
 # Smallest affinity product of a field that is differentiated: the square root has no derivative at zero.
 _DIFFERENTIABLE_FLOOR = 1e-30
-# Inputs beyond this magnitude are computed in a smaller unit: their squares would overflow float32.
-_LARGEST_MAGNITUDE = 1e6
+# Inputs beyond this magnitude are computed in a larger unit: their squares would overflow.
+_LARGEST_MAGNITUDE = {torch.float32: 1e6, torch.float64: 1e100}
 
 
 class DriftInfo(TypedDict):
@@ -58,15 +59,34 @@ class _Settings(NamedTuple):
 
 
 class _Field(NamedTuple):
-    """The normalised force on every sample, and the coordinates it is given in: (gen - centre) / unit / input_scale."""
+    """The normalised force on every sample, in units of `input_scale`, and what the units are."""
 
-    samples: Tensor  # [B, G, S] in these coordinates
-    force: Tensor  # [B, G, S] in these coordinates, summed over temperatures
+    force: Tensor  # [B, G, S], summed over temperatures
     force_sq: Tensor  # [R, F]
-    centre: Tensor  # [B, 1, S]
-    unit: Tensor  # [B, 1, 1]
-    input_scale: Tensor  # broadcastable to [B, 1, 1]
+    unit: Tensor  # [B, 1, 1], that of the computation
+    input_scale: Tensor  # in `unit`, broadcastable to [B, 1, 1]
     scale: Tensor  # mean distance in `unit`
+
+
+class _DistanceToGoal(torch.autograd.Function):
+    """Mean squared distance of samples to where the field takes them (Eq. 6), [B].
+
+    The goal is the samples plus the force, without gradient, so the distance is the force itself and the gradient minus
+    twice the force: neither the samples nor the goal need be computed in units of the input scale.
+    """
+
+    @staticmethod
+    def forward(context: Any, gen: Tensor, force: Tensor, input_scale: Tensor) -> Tensor:
+        """Return it for samples [B, G, S] and forces [B, G, S] on them in units of `input_scale`, [B, 1, 1]."""
+        context.save_for_backward(force, input_scale)
+        return torch.linalg.vector_norm(force, dim=(1, 2)).square() / force[0].numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient to the samples, [B, G, S]."""
+        force, input_scale = context.saved_tensors
+        return force * (gradient.reshape(-1, 1, 1) * (-2 / force[0].numel()) / input_scale), None, None
 
 
 def drift_loss(
@@ -111,7 +131,7 @@ def drift_loss(
             names the argument. On an accelerator non-finite entries fail a device-side assertion, which does not stall
             training.
     """
-    _validate(gen, pos, neg, weight_gen, weight_pos, weight_neg)
+    largest = _validate(gen, pos, neg, weight_gen, weight_pos, weight_neg)
     _check_settings(temperatures, affinity_floor, scope)
     if num_features < 1 or gen.shape[0] % num_features:
         raise ValueError(f"num_features must divide the {gen.shape[0]} problems of gen, but is {num_features}.")
@@ -120,9 +140,8 @@ def drift_loss(
         with torch.no_grad():
             weights = (weight_gen, weight_pos, weight_neg)
             settings = _Settings(_as_tensor(temperatures, gen), affinity_floor, scope, num_features)
-            field = _field(gen, pos, neg, weights, settings)
-            goal = field.samples + field.force
-        loss = ((gen - field.centre) / field.unit / field.input_scale - goal).square().mean(dim=(1, 2))
+            field = _field(gen, pos, neg, weights, largest, settings)
+        loss = _DistanceToGoal.apply(gen, field.force, field.input_scale * field.unit)
 
     names = range(len(temperatures)) if isinstance(temperatures, Tensor) else temperatures
     scale, force_sq = (field.scale * field.unit).reshape(num_features, -1).mean(dim=1), field.force_sq
@@ -152,13 +171,13 @@ def drifted_samples(
     Raises:
         ValueError: as `drift_loss` does.
     """
-    _validate(gen, pos, None, None, None, None)
+    largest = _validate(gen, pos, None, None, None, None)
     _check_settings(temperatures, affinity_floor, scope)
     with torch.autocast(gen.device.type, enabled=False):
         gen = gen.detach().to(torch.promote_types(gen.dtype, torch.float32))
         floor = max(affinity_floor, _DIFFERENTIABLE_FLOOR)
         settings = _Settings(_as_tensor(temperatures, gen), floor, scope)
-        field = _field(gen, pos.detach(), None, (None, None, None), settings)
+        field = _field(gen, pos.detach(), None, (None, None, None), largest, settings)
         return gen + field.force / len(temperatures) * field.input_scale * field.unit
 
 
@@ -180,22 +199,19 @@ def _field(
     pos: Tensor,
     neg: Tensor | None,
     weights: tuple[Tensor | None, Tensor | None, Tensor | None],
+    largest: Tensor,
     settings: _Settings,
 ) -> _Field:
     """Return the field at samples `gen`. It is independent of origin and unit; both keep float32 exact enough."""
-    centre = gen.mean(dim=1, keepdim=True)
-    targets = _gather_targets(gen, pos, neg, centre, weights)
-    lowest, highest = targets.points.flatten(1).aminmax(dim=1)
-    largest = torch.maximum(-lowest, highest).reshape(-1, 1, 1)
-    unit = (largest / _LARGEST_MAGNITUDE).clamp(min=1.0)
-    targets.points.div_(unit)
-    samples = targets.points[:, : gen.shape[1]]
-    distances = _distances(samples, targets.points)
+    # Nothing is farther than 2 * largest from the mean of the samples.
+    unit = (largest.to(gen.dtype) / _LARGEST_MAGNITUDE[gen.dtype] * 2).clamp(min=1.0).reshape(-1, 1, 1)
+    targets = _gather_targets(gen, pos, neg, weights, unit)
+    distances = _distances(gen.shape[1], targets.points)
     scale = _scale(distances, targets.weights, unit, settings)
     input_scale = (scale / gen.shape[2] ** 0.5).clamp(min=_MIN_SCALE / unit)
     forces = _forces(distances / scale.clamp(min=_MIN_SCALE / unit), targets, settings)
     force, force_sq = _normalised_force(forces, input_scale, settings)
-    return _Field(samples / input_scale, force, force_sq, centre, unit, input_scale, scale)
+    return _Field(force, force_sq, unit, input_scale, scale)
 
 
 def _validate(
@@ -205,11 +221,11 @@ def _validate(
     weight_gen: Tensor | None,
     weight_pos: Tensor | None,
     weight_neg: Tensor | None,
-) -> None:
-    check_samples("gen", gen)
-    check_samples("pos", pos, like=gen)
+) -> Tensor:
+    """Return the largest magnitude of what is given of each problem, [B]."""
+    largest = torch.maximum(check_samples("gen", gen), check_samples("pos", pos, like=gen))
     if neg is not None:
-        check_samples("neg", neg, like=gen, allow_empty=True)
+        largest = torch.maximum(largest, check_samples("neg", neg, like=gen, allow_empty=True))
     if neg is None and weight_neg is not None:
         raise ValueError("weight_neg was given without neg: pass the extra negatives or leave the weights out.")
     for name, weights, samples in (
@@ -219,16 +235,17 @@ def _validate(
     ):
         if weights is not None and samples is not None:
             check_weights(name, weights, samples)
+    return largest
 
 
 def _gather_targets(
     gen: Tensor,
     pos: Tensor,
     neg: Tensor | None,
-    centre: Tensor,
     weights: tuple[Tensor | None, Tensor | None, Tensor | None],
+    unit: Tensor,
 ) -> _Targets:
-    """Stack samples, extra negatives and positives to one [B, M, S] tensor relative to `centre`."""
+    """Stack samples, extra negatives and positives to one [B, M, S] tensor relative to the samples' mean, in `unit`."""
     weight_gen, weight_pos, weight_neg = weights
     parts = [(gen, weight_gen)]
     if neg is not None:
@@ -237,8 +254,11 @@ def _gather_targets(
     all_weights = None
     if any(weight is not None for _, weight in parts):
         all_weights = torch.cat([_or_ones(weight, points) for points, weight in parts], dim=1)
+    stacked = torch.cat([points for points, _ in parts], dim=1)
+    per_unit = unit.reciprocal()
+    origin = gen.mean(dim=1, keepdim=True) * -per_unit
     return _Targets(
-        points=torch.cat([points for points, _ in parts], dim=1).sub_(centre),
+        points=torch.addcmul(origin, stacked, per_unit, out=stacked),
         weights=all_weights,
         num_negatives=sum(points.shape[1] for points, _ in parts[:-1]),
     )
@@ -248,11 +268,11 @@ def _or_ones(weight: Tensor | None, points: Tensor) -> Tensor:
     return points.new_ones(points.shape[:2]) if weight is None else weight.to(points.dtype)
 
 
-def _distances(samples: Tensor, points: Tensor) -> Tensor:
+def _distances(num_samples: int, points: Tensor) -> Tensor:
     """Euclidean distances [B, G, M] by the Gram matrix, which needs no [B, G, M, S] intermediate."""
-    squares_samples = samples.square().sum(dim=-1, keepdim=True)
-    squares_points = points.square().sum(dim=-1).unsqueeze(1)
-    squared = torch.baddbmm(squares_samples + squares_points, samples, points.transpose(1, 2), alpha=-2.0)
+    squares = torch.linalg.vector_norm(points, dim=2).square_()  # unlike a sum of squares, makes no copy of the points
+    squared = squares[:, :num_samples, None] + squares[:, None, :]
+    squared.baddbmm_(points[:, :num_samples], points.transpose(1, 2), alpha=-2.0)
     return squared.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_()
 
 
@@ -269,12 +289,12 @@ def _scale(distances: Tensor, weights: Tensor | None, unit: Tensor, settings: _S
     columns = (values.reshape(settings.num_features, -1).T for values in (distance * unit.flatten(), weight))
     mean_distance, mean_weight = global_mean(*columns, keep_last=True)  # [F]
     mean = mean_distance / mean_weight.clamp(min=tiny)
-    return _of_each_problem(mean.unsqueeze(0), len(unit)).reshape(-1, 1, 1) / unit
+    return _of_each_problem(mean.unsqueeze(0), len(unit)).unsqueeze(2) / unit
 
 
 def _of_each_problem(values: Tensor, num_problems: int) -> Tensor:
-    """Repeat values of features [R, F] for their problems, [B, R, 1, 1]."""
-    return values.T.repeat_interleave(num_problems // values.shape[1], dim=0)[:, :, None, None]
+    """Repeat values of features [R, F] for their problems, [B, R]."""
+    return values.T.repeat_interleave(num_problems // values.shape[1], dim=0)
 
 
 def _forces(distances: Tensor, targets: _Targets, settings: _Settings) -> Tensor:
@@ -282,14 +302,13 @@ def _forces(distances: Tensor, targets: _Targets, settings: _Settings) -> Tensor
 
     The distances, in units of their mean, are given away.
     """
-    samples = targets.points[:, : distances.shape[1]]
     distances.diagonal(dim1=1, dim2=2).add_(_SELF_DISTANCE)
     logits = distances.unsqueeze(1) * -settings.temperatures.reciprocal().reshape(-1, 1, 1)  # [B, R, G, M]
     coefficients = _coefficients(logits, targets, settings.affinity_floor)
+    # Those of a row add up to zero up to rounding, which a pull towards the sample itself takes away.
+    coefficients.diagonal(dim1=2, dim2=3).sub_(coefficients.sum(dim=3))
     # Temperatures are rows of one product, since a product of each would copy the points.
-    force = (coefficients.flatten(1, 2) @ targets.points).unflatten(1, coefficients.shape[1:3])
-    # The coefficients of a row add up to zero, so the second term only removes rounding error.
-    return torch.addcmul(force, coefficients.sum(dim=3, keepdim=True), samples.unsqueeze(1), value=-1)
+    return (coefficients.flatten(1, 2) @ targets.points).unflatten(1, coefficients.shape[1:3])
 
 
 def _coefficients(logits: Tensor, targets: _Targets, affinity_floor: float) -> Tensor:
@@ -318,13 +337,16 @@ def _normalised_force(forces: Tensor, input_scale: Tensor, settings: _Settings) 
 
     Both in units of the input scale, [B, 1, 1], where forces are in that of the points.
     """
+    rows = forces.flatten(2)  # [B, R, G S]
     # The square of a tiny scale would be zero.
-    of_problems = (forces.square().mean(dim=(2, 3)).sqrt() / input_scale.squeeze(2)).square()  # [B, R]
+    rms = torch.linalg.vector_norm(rows, dim=2) / rows.shape[2] ** 0.5
+    of_problems = (rms / input_scale.squeeze(2)).square()  # [B, R]
     by_feature = of_problems.reshape(settings.num_features, -1, forces.shape[1])  # [F, B / F, R]
     if settings.scope == "group":
-        norm, force_sq = of_problems[:, :, None, None], by_feature.mean(dim=1).T
+        norm, force_sq = of_problems, by_feature.mean(dim=1).T
     else:
         (mean,) = global_mean(by_feature.transpose(0, 1).flatten(1), keep_last=True)  # [F R]
         force_sq = mean.reshape(settings.num_features, -1).T
         norm = _of_each_problem(force_sq, len(forces))
-    return (forces / norm.clamp(min=_MIN_FORCE_SQ).sqrt()).sum(dim=1) / input_scale, force_sq
+    per_norm = (norm.clamp(min=_MIN_FORCE_SQ).sqrt() * input_scale.squeeze(2)).reciprocal()
+    return (per_norm.unsqueeze(1) @ rows).reshape(forces[:, 0].shape), force_sq
