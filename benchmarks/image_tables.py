@@ -19,6 +19,7 @@ _REAL_SCORES = {DISTANCE: ".1f", "accuracy": ".3f"}  # of held-out digits, with 
 _DIGITS_SCORES = {DISTANCE: ".1f", "recall": ".2f", "accuracy": ".3f"}
 _MAE_SCORES = ("precision", "recall", "accuracy")
 _ASSUMED_RATE = 400e12  # FLOP/s of a well-filled H100 in bfloat16
+_BANDWIDTH = 3.35e12  # bytes/s of an H100's memory (SXM), from its data sheet
 _RATE_OF = "latent_B"  # the size whose measured steps give the other rate
 _COUNTED_STEP = (1, 64)  # labels, and samples of each, of the steps that benchmarks.image_ladder.cost counts for it
 _FROZEN = ("features_real", "features_generated", "tokenizer")  # parts of a step that are not trained
@@ -155,11 +156,30 @@ def cost_table(results: Path) -> str:
     return markdown([*header, *rates, "queues [GB]"], rows)
 
 
+def traffic_table(results: Path) -> str:
+    """Counted traffic of the drift loss in the paper's runs, and its time beside the networks' at assumed rates."""
+    found = _files(results, "traffic.json")
+    if not found:
+        return NOT_MEASURED
+    rows = []
+    for name, run in found[0]["runs"].items():
+        ours, plain = run["losses"]["drift loss"], run["losses"]["plain loss"]
+        seconds = [ours[kind] / _BANDWIDTH for kind in ("bytes", "bytes_of_matrices")]
+        networks = run["flops_of_networks"] / _ASSUMED_RATE
+        shares = [f"{seconds[0] / (seconds[0] + networks):.0%}", f"{seconds[1] / seconds[0]:.0%}"]
+        kernels = (f"{loss['kernels']:,}" for loss in (ours, plain))
+        gigabytes = (f"{loss['bytes'] / 1e9:,.0f}" for loss in (ours, plain))
+        rows.append([name, str(run["labels"]), *kernels, *gigabytes, *shares])
+    header = ["run", "labels a process", "kernels", "of the plain loss", "GB moved", "by the plain loss"]
+    return markdown([*header, "share of a step", "of it matrices"], rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "digits": digits_table,
     "imagenette": imagenette_table,
     "image_cost": cost_table,
     "image_speed": speed_table,
+    "image_traffic": traffic_table,
     **{f"ordering_{study}": partial(ordering_table, study) for study in STUDIES},
 }
 

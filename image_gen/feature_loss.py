@@ -238,19 +238,20 @@ def _parts(shapes: dict[str, _Shape], num_temperatures: int, most: int) -> list[
 
 
 def _joined(found: Features, targets: TargetFeatures, names: list[str], batch: int) -> _Problems:
-    gen = [_fold_locations(found[name].unflatten(0, (batch, -1))) for name in names]
-    pos = [_fold_locations(targets.pos[name]) for name in names]
-    neg = None if targets.neg is None else [_fold_locations(targets.neg[name]) for name in names]
-    if len(names) == 1:
-        return _Problems(gen[0], pos[0], None if neg is None else neg[0])
-    return _Problems(torch.cat(gen), torch.cat(pos), None if neg is None else torch.cat(neg))
+    gen = [found[name].unflatten(0, (batch, -1)) for name in names]
+    pos = [targets.pos[name] for name in names]
+    neg = None if targets.neg is None else [targets.neg[name] for name in names]
+    return _Problems(_folded(gen), _folded(pos), None if neg is None else _folded(neg))
+
+
+def _folded(features: list[Tensor]) -> Tensor:
+    """Return [B, n, L, C] of each of F features as [F B L, n, C], in one pass over the numbers."""
+    views = [rearrange(feature, "b n l c -> b l n c") for feature in features]
+    joined = views[0] if len(views) == 1 else torch.cat(views)
+    return joined.flatten(0, 1).float()
 
 
 def _of_feature(info: DriftInfo, index: int) -> DriftInfo:
     """Return the entries of one of the features of a call; those of a single one are scalars."""
     force_sq = {temperature: value.reshape(-1)[index] for temperature, value in info["force_sq"].items()}
     return DriftInfo(scale=info["scale"].reshape(-1)[index], force_sq=force_sq)
-
-
-def _fold_locations(features: Tensor) -> Tensor:
-    return rearrange(features, "b n l c -> (b l) n c").float()

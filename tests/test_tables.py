@@ -122,6 +122,21 @@ def test_costs_in_hours_follow_from_flops_and_measured_steps(tmp_path: Path) -> 
         image_tables.cost_table(tmp_path)
 
 
+def test_shares_of_traffic_follow_from_bandwidth_and_flops(tmp_path: Path) -> None:
+    folder = tmp_path / "image_gen"
+    folder.mkdir()
+    assert image_tables.traffic_table(tmp_path) == pages.NOT_MEASURED
+    losses = {
+        "drift loss": {"kernels": 1000, "bytes": 335 * 10**9, "bytes_of_matrices": 67 * 10**9},  # 0.1 s
+        "plain loss": {"kernels": 2000, "bytes": 600 * 10**9, "bytes_of_matrices": 90 * 10**9},
+    }
+    run = {"labels": 8, "flops_of_networks": 160 * 10**12, "losses": losses}  # 0.4 s
+    (folder / "traffic.json").write_text(json.dumps({"runs": {"ablation": run}}))
+    assert image_tables.traffic_table(tmp_path).splitlines()[2:] == [
+        "| ablation | 8 | 1,000 | 2,000 | 335 | 600 | 20% | 20% |"
+    ]
+
+
 @pytest.mark.parametrize("changes", [{"setting": "two"}, {"steps": 300}, {"num_samples": 10}])
 def test_seeds_that_were_not_measured_alike_are_not_averaged(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = tmp_path / "image_gen"

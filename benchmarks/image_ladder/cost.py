@@ -118,18 +118,29 @@ class Step:
         return self._images(number).unsqueeze(0)
 
 
-def generator_cost(name: str) -> dict[str, Any]:
-    """Return the cost of the paper's training of a generator; latents are cached, so encoding them is no part of it."""
+def _training(name: str) -> GeneratorTrainConfig:
     config = configuration("train", [_DATA, f"model={name}"])
-    assert isinstance(config, GeneratorTrainConfig) and config.feature.mae is not None  # as the recipes say
+    assert isinstance(config, GeneratorTrainConfig)  # as asked for
+    return config
+
+
+def step_of(name: str) -> Step:
+    """Return a step of the paper's training of a generator, with random weights."""
+    config = _training(name)
+    assert config.feature.mae is not None  # as the recipes say
     generator = build_generator(config.model["name"], num_classes=_CLASSES)
     generator.activation_checkpointing = config.trainer.activation_checkpointing
     settings = FeatureSettings(every_k_block=config.feature.every_k_block)
     features: FeatureExtractor = MaeFeatures(build_mae(config.feature.mae.removeprefix(_PUBLISHED)), settings)
     if config.feature.convnext is not None:
         features = CombinedFeatures([features, _convnext()])
-    step = Step(generator.train(), features, config.drift)
-    sizes, bank = generator.config, config.drift.bank
+    return Step(generator.train(), features, config.drift)
+
+
+def generator_cost(name: str) -> dict[str, Any]:
+    """Return the cost of the paper's training of a generator; latents are cached, so encoding them is no part of it."""
+    config, step = _training(name), step_of(name)
+    sizes, bank = step.generator.config, config.drift.bank
     shape = (sizes.in_channels, sizes.input_size, sizes.input_size)
     queues = MemoryBank(_CLASSES, shape, bank.class_capacity, bank.unconditional_capacity, bank.storage)
     drift = config.drift

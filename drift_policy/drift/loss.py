@@ -273,6 +273,7 @@ def _distances(num_samples: int, points: Tensor) -> Tensor:
     squares = torch.linalg.vector_norm(points, dim=2).square_()  # unlike a sum of squares, makes no copy of the points
     squared = squares[:, :num_samples, None] + squares[:, None, :]
     squared.baddbmm_(points[:, :num_samples], points.transpose(1, 2), alpha=-2.0)
+    squared.diagonal(dim1=1, dim2=2).zero_()  # of samples to themselves, which would be rounding error
     return squared.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_()
 
 

@@ -323,3 +323,10 @@ def test_raw_force_falls_as_the_sets_meet() -> None:
         drift_loss(problems["gen"] + offset, problems["pos"])[1]["force_sq"][0.2].item() for offset in (1.0, 0.5, 0.0)
     ]
     assert forces[0] > 2 * forces[1] > 4 * forces[2]
+
+
+def test_distances_of_samples_to_themselves_are_no_rounding_error() -> None:
+    point = torch.nn.functional.normalize(torch.randn(64, 16, generator=torch.Generator().manual_seed(0)))
+    gen = torch.stack([point, -point], dim=1)  # [64, 2, 16]: one from the origin, two from each other
+    scale = drift_loss(gen, torch.zeros(64, 1, 16))[1]["scale"]
+    assert scale.item() == pytest.approx((1e-4 + 2 + 1) / 3, rel=1e-6)
