@@ -168,8 +168,9 @@ def test_matrices_are_what_does_not_grow_with_the_samples() -> None:
 
 
 def tiny_step(labels: int) -> cost.Step:
-    sizes = {"samples_per_label": 4, "positives_per_label": 5, "unconditional_per_label": 2}
-    config = DriftConfig(labels_per_step=labels, **sizes)
+    config = DriftConfig(
+        labels_per_step=labels, samples_per_label=4, positives_per_label=5, unconditional_per_label=2
+    )
     features = MaeFeatures(
         build_mae("digits_tiny"), FeatureSettings(every_k_block=0, patch_mean_size=[], patch_std_size=[])
     )
