@@ -174,12 +174,42 @@ def traffic_table(results: Path) -> str:
     return markdown([*header, "share of a step", "of it matrices"], rows)
 
 
+def memory_table(results: Path) -> str:
+    """Counted memory of the paper's runs on each device, between networks in bfloat16 and in float32."""
+    found = _files(results, "memory.json")
+    if not found:
+        return NOT_MEASURED
+    rows = []
+    for name, run in found[0]["runs"].items():
+        for step in run["steps"]:
+            ranges = []
+            for how in ("kept", "checkpointing"):
+                half, full = ((run["always"] + step[how][kind]) / 1e9 for kind in ("bfloat16", "float32"))
+                ranges.append(f"{half:.0f} to {full:.0f}")
+            rows.append([name, str(step["processes"]), str(step["labels"]), f"{run['always'] / 1e9:.0f}", *ranges])
+    header = ["run", "devices", "labels of each", "always there [GB]", "in a step [GB]"]
+    return markdown([*header, "with feature.activation_checkpointing [GB]"], rows)
+
+
+def loss_memory_table(results: Path) -> str:
+    """Counted memory of both losses beside what an H100 measured; the drift loss was rewritten since."""
+    found = [*_files(results, "memory.json"), *_files(results, "speed_h100.json")]
+    if len(found) < 2:
+        return NOT_MEASURED
+    counted, measured = found[0]["peak_of_losses"], found[1]["sizes"][_RATE_OF]["training"]
+    kinds = {"drift loss": "drift_loss", "plain loss": "plain_loss"}
+    rows = [[kind, f"{counted[kind] / 1e6:.0f}", _memory(measured[key])] for kind, key in kinds.items()]
+    return markdown(["one label of latent_B", "counted [MB]", "measured on an H100 before the rewriting [MB]"], rows)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "digits": digits_table,
     "imagenette": imagenette_table,
     "image_cost": cost_table,
     "image_speed": speed_table,
     "image_traffic": traffic_table,
+    "image_memory": memory_table,
+    "image_loss_memory": loss_memory_table,
     **{f"ordering_{study}": partial(ordering_table, study) for study in STUDIES},
 }
 

@@ -137,6 +137,31 @@ def test_shares_of_traffic_follow_from_bandwidth_and_flops(tmp_path: Path) -> No
     ]
 
 
+def test_memory_of_a_device_is_what_is_always_there_and_a_step(tmp_path: Path) -> None:
+    folder = tmp_path / "image_gen"
+    folder.mkdir()
+    assert image_tables.memory_table(tmp_path) == image_tables.loss_memory_table(tmp_path) == pages.NOT_MEASURED
+    step = {
+        "processes": 8,
+        "labels": 16,
+        "kept": {"float32": 200e9, "bfloat16": 150e9},
+        "checkpointing": {"float32": 120e9, "bfloat16": 90e9},
+    }
+    peaks = {"drift loss": 1750e6, "plain loss": 2253e6}
+    memory = {"peak_of_losses": peaks, "runs": {"latent_B": {"always": 10e9, "steps": [step]}}}
+    timed = {"drift_loss": {"memory_mb": 3565.2}, "plain_loss": {"memory_mb": 2253.0}}
+    speed = {"sizes": {"latent_B": {"training": timed}}}
+    for name, content in (("memory", memory), ("speed_h100", speed)):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    assert image_tables.memory_table(tmp_path).splitlines()[2:] == [
+        "| latent_B | 8 | 16 | 10 | 160 to 210 | 100 to 130 |"
+    ]
+    assert image_tables.loss_memory_table(tmp_path).splitlines()[2:] == [
+        "| drift loss | 1750 | 3565 |",
+        "| plain loss | 2253 | 2253 |",
+    ]
+
+
 @pytest.mark.parametrize("changes", [{"setting": "two"}, {"steps": 300}, {"num_samples": 10}])
 def test_seeds_that_were_not_measured_alike_are_not_averaged(tmp_path: Path, changes: dict[str, Any]) -> None:
     folder = tmp_path / "image_gen"

@@ -32,7 +32,7 @@ from image_gen.encoders.mae import MaeFeatures
 from image_gen.feature_loss import target_features
 from image_gen.feature_maps import FeatureSettings
 from image_gen.memory_bank import MemoryBank
-from image_gen.models import MAE, DiT, build_generator, build_mae
+from image_gen.models import GENERATOR_SIZES, MAE, DiT, build_generator, build_mae
 from image_gen.tokenizers import Tokenizer
 from image_gen.tokenizers.sd_vae import SdVae
 from image_gen.training.config import DriftConfig, GeneratorTrainConfig, MaeTrainConfig
@@ -137,18 +137,23 @@ def step_of(name: str) -> Step:
     return Step(generator.train(), features, config.drift)
 
 
+def queues_of(name: str) -> MemoryBank:
+    """Return the empty queues of the paper's training of a generator."""
+    config = _training(name)
+    sizes, bank = GENERATOR_SIZES[config.model["name"]], config.drift.bank
+    shape = (sizes.in_channels, sizes.input_size, sizes.input_size)
+    return MemoryBank(_CLASSES, shape, bank.class_capacity, bank.unconditional_capacity, bank.storage)
+
+
 def generator_cost(name: str) -> dict[str, Any]:
     """Return the cost of the paper's training of a generator; latents are cached, so encoding them is no part of it."""
     config, step = _training(name), step_of(name)
-    sizes, bank = step.generator.config, config.drift.bank
-    shape = (sizes.in_channels, sizes.input_size, sizes.input_size)
-    queues = MemoryBank(_CLASSES, shape, bank.class_capacity, bank.unconditional_capacity, bank.storage)
     drift = config.drift
     return {
         "steps": config.trainer.num_steps,
         "generated_images_per_step": drift.labels_per_step * drift.samples_per_label,
         "real_images_per_step": drift.labels_per_step * (drift.positives_per_label + drift.unconditional_per_label),
-        "queue_bytes": queues.nbytes,
+        "queue_bytes": queues_of(name).nbytes,
         "flops_of_an_image": step.flops_of_an_image(),
         "flops_per_step": step.flops(),
     }
