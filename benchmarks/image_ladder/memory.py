@@ -3,8 +3,8 @@
     python -m benchmarks.image_ladder.memory
 
 Tensors lie on the meta device, where the largest sum of the tensors that exist at once is found: weights, optimiser,
-EMA, queues, and all that a step keeps, for several numbers of processes. Counted twice: in float32, and with both
-networks and their activations in bfloat16 (the loss stays in float32), between which autocast lies. Workspaces of
+EMA, queues, and all that a step keeps, for several numbers of processes. Counted twice: in float32, and with generator
+and autoencoder in bfloat16 (the loss and ConvNeXt-V2 stay in float32), between which autocast lies. Workspaces of
 kernels and gaps of an allocator are not counted. `peak_of_losses` repeats what `benchmarks.image_speed` measures on a
 GPU. Leaves results/image_gen/memory.json.
 """
@@ -172,18 +172,19 @@ def memory_of(name: str) -> dict[str, Any]:
 
 def _peaks(step: Step, labels: int) -> dict[str, dict[str, int]]:
     """Return name of the precision -> bytes, without and with checkpointing of the autoencoder's activations."""
+    encoders = [module for module in step.features.modules() if isinstance(module, MaeFeatures)]
+    networks = [step.generator, *encoders]  # ConvNeXt-V2 is computed in float32 in every run
     peaks: dict[str, dict[str, int]] = {}
     for kind, checkpointing in (("kept", False), ("checkpointing", True)):
-        for extractor in step.features.modules():
-            if isinstance(extractor, MaeFeatures):
-                extractor.mae.encoder.activation_checkpointing = checkpointing
+        for encoder in encoders:
+            encoder.mae.encoder.activation_checkpointing = checkpointing
         peaks[kind] = {}
         for precision, number in _TYPES.items():
-            step.generator.to(number)
-            step.features.to(number)
+            for network in networks:
+                network.to(number)
             peaks[kind][precision] = peak_of_step(step, labels)
-    step.generator.to(torch.float32)
-    step.features.to(torch.float32)
+    for network in networks:
+        network.to(torch.float32)
     return peaks
 
 
