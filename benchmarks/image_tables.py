@@ -17,7 +17,7 @@ STUDIES = ("antisymmetry", "positives", "negatives", "features", "temperatures")
 DISTANCE = "Frechet distance in a small classifier of digits features"
 _REAL_SCORES = {DISTANCE: ".1f", "accuracy": ".3f"}  # of held-out digits, with the form of their means
 _DIGITS_SCORES = {DISTANCE: ".1f", "recall": ".2f", "accuracy": ".3f"}
-_MAE_SCORES = ("precision", "recall", "accuracy")
+_SHARES = ("precision", "recall", "accuracy")
 _ASSUMED_RATE = 400e12  # FLOP/s of a well-filled H100 in bfloat16
 _BANDWIDTH = 3.35e12  # bytes/s of an H100's memory (SXM), from its data sheet
 _RATE_OF = "latent_B"  # the size whose measured steps give the other rate
@@ -73,18 +73,18 @@ def ordering_table(study: str, results: Path) -> str:
     return markdown([study, "Frechet distance", "recall", "accuracy", "steps", "seeds"], rows) if rows else NOT_MEASURED
 
 
-def imagenette_table(results: Path) -> str:
-    """Ten classes of ImageNet: scores in the features of the very autoencoder that the generator was trained with."""
-    files = _files(results, "imagenette_h100_cfg_*.json")
+def guidance_table(pattern: str, results: Path) -> str:
+    """Scores of a generator at several guidance scales, a file of image_gen/evaluate.py each."""
+    files = _files(results, pattern)
     if not files:
         return NOT_MEASURED
     rows = []
     for file in files:
         scores = file["scores"]
         (distance,) = (value for name, value in scores.items() if name.startswith("Frechet distance"))
-        numbers = (f"{value:.2f}" for value in (distance, *(scores[name] for name in _MAE_SCORES)))
-        rows.append([f"{file['cfg_scale']:g}", *numbers, str(scores["num_samples"]), str(file["step"])])
-    return markdown(["guidance", "Frechet distance", *_MAE_SCORES, "samples", "steps"], rows)
+        numbers = (f"{value:.2f}" for value in (distance, *(scores[name] for name in _SHARES)))
+        rows.append([f"{file['cfg_scale']:g}", *numbers, f"{scores['num_samples']:,}", f"{file['step']:,}"])
+    return markdown(["guidance", "Frechet distance", *_SHARES, "samples", "steps"], rows)
 
 
 def speed_table(results: Path) -> str:
@@ -204,7 +204,8 @@ def loss_memory_table(results: Path) -> str:
 
 TABLES: dict[str, Callable[[Path], str]] = {
     "digits": digits_table,
-    "imagenette": imagenette_table,
+    "fashion": partial(guidance_table, "fashion_cfg_*.json"),
+    "imagenette": partial(guidance_table, "imagenette_h100_cfg_*.json"),
     "image_cost": cost_table,
     "image_speed": speed_table,
     "image_traffic": traffic_table,
