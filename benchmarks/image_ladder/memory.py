@@ -16,6 +16,7 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,11 @@ from benchmarks.image_speed import drift_settings
 from drift_policy.cli import command_line
 from drift_policy.drift import drift_loss
 from drift_policy.manifest import describe_run, write_json
-from image_gen.encoders.base import FeatureExtractor
+from image_gen.encoders.base import FeatureExtractor, RecomputedFeatures
 from image_gen.encoders.mae import MaeFeatures
 from image_gen.feature_loss import KernelLoss, target_features
 from image_gen.feature_maps import Features
+from image_gen.training.config import FeatureConfig
 from image_gen.training.drift_objective import drifting_loss
 
 SCRIPT = "-m benchmarks.image_ladder.memory"
@@ -171,18 +173,16 @@ def memory_of(name: str) -> dict[str, Any]:
 
 
 def _peaks(step: Step, labels: int) -> dict[str, dict[str, int]]:
-    """Return name of the precision -> bytes, without and with checkpointing of the autoencoder's activations."""
+    """Return name of the precision -> bytes, without and with `feature.activation_checkpointing`."""
     encoders = [module for module in step.features.modules() if isinstance(module, MaeFeatures)]
     networks = [step.generator, *encoders]  # ConvNeXt-V2 is computed in float32 in every run
-    peaks: dict[str, dict[str, int]] = {}
-    for kind, checkpointing in (("kept", False), ("checkpointing", True)):
-        for encoder in encoders:
-            encoder.mae.encoder.activation_checkpointing = checkpointing
-        peaks[kind] = {}
-        for precision, number in _TYPES.items():
-            for network in networks:
-                network.to(number)
-            peaks[kind][precision] = peak_of_step(step, labels)
+    again = replace(step, features=RecomputedFeatures(step.features, FeatureConfig().checkpoint_size))
+    peaks: dict[str, dict[str, int]] = {"kept": {}, "checkpointing": {}}
+    for precision, number in _TYPES.items():
+        for network in networks:
+            network.to(number)
+        peaks["kept"][precision] = peak_of_step(step, labels)
+        peaks["checkpointing"][precision] = peak_of_step(again, labels)
     for network in networks:
         network.to(torch.float32)
     return peaks

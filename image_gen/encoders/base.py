@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Self, cast
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from drift_policy.errors import ConfigurationError
 from image_gen.feature_maps import Features
@@ -86,3 +89,29 @@ class DecodedFeatures(FeatureExtractor):
     def features(self, x: Tensor) -> Features:
         """Return the features of the decoded latents [B, C, h, w]."""
         return self.extractor.features(self.tokenizer.decode(x))
+
+
+class RecomputedFeatures(FeatureExtractor):
+    """Keeps no activations of an extractor: the backward pass computes them again, part after part.
+
+    Args:
+        extractor: any.
+        size: images of a part at most; parts are about equal.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, size: int) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.size = size
+        self.freeze()
+
+    def features(self, x: Tensor) -> Features:
+        """Return the features of the extractor; without a gradient all images go through it at once."""
+        if not torch.is_grad_enabled():
+            return self.extractor.features(x)
+        compute = self.extractor.features
+        parts: list[Features] = [
+            checkpoint(compute, part, use_reentrant=False, preserve_rng_state=False)
+            for part in x.tensor_split(math.ceil(len(x) / self.size))
+        ]
+        return {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}

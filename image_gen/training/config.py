@@ -208,7 +208,8 @@ class FeatureConfig:
     patch_mean_size: list[int] = field(default_factory=lambda: [2, 4])  # sides of windows whose mean counts
     patch_std_size: list[int] = field(default_factory=lambda: [2, 4])  # sides of those whose standard deviation does
     chunk_size: int | None = None  # real images that go through the encoder at once; null is all
-    activation_checkpointing: bool = False  # recompute the MAE's blocks in the generator's backward pass: less memory
+    activation_checkpointing: bool = False  # encode generated images again in the backward pass: far less memory
+    checkpoint_size: int = 64  # images that are then encoded at once
 
     def __post_init__(self) -> None:
         self.mae_training.check("feature.mae_training")
@@ -218,6 +219,9 @@ class FeatureConfig:
         require(
             self.chunk_size is None or self.chunk_size >= 1,
             f"feature.chunk_size must be null or at least 1, but is {self.chunk_size}.",
+        )
+        require(
+            self.checkpoint_size >= 1, f"feature.checkpoint_size must be at least 1, but is {self.checkpoint_size}."
         )
         require(
             self.encoder != "none" or self.compare_input or self.convnext is not None or self.own.factory is not None,

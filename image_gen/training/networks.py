@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drift_policy.errors import ConfigurationError, require
-from image_gen.encoders.base import CombinedFeatures, DecodedFeatures, FeatureExtractor
+from image_gen.encoders.base import CombinedFeatures, DecodedFeatures, FeatureExtractor, RecomputedFeatures
 from image_gen.encoders.mae import MaeFeatures
 from image_gen.encoders.own import load_own_encoder
 from image_gen.feature_maps import FeatureSettings
@@ -79,7 +79,6 @@ def features_for(samples: RealSamples, config: FeatureConfig, mae: MAE | None) -
                 f"The MAE takes {mae.config.in_channels} channels, but the data have {channels}: give an MAE that was "
                 "trained in the same space, feature.mae=... ."
             )
-        mae.encoder.activation_checkpointing = config.activation_checkpointing
         extractors.append(MaeFeatures(mae, settings))
     if config.convnext is not None:
         extractors.append(_convnext_for(samples, config.convnext))
@@ -87,7 +86,8 @@ def features_for(samples: RealSamples, config: FeatureConfig, mae: MAE | None) -
         extractors.append(_own_for(samples, config.own, settings))
     if not extractors:
         return InputFeatures()
-    return extractors[0] if len(extractors) == 1 else CombinedFeatures(extractors)
+    features = extractors[0] if len(extractors) == 1 else CombinedFeatures(extractors)
+    return RecomputedFeatures(features, config.checkpoint_size) if config.activation_checkpointing else features
 
 
 def _convnext_for(samples: RealSamples, weights: str) -> FeatureExtractor:

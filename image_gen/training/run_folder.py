@@ -46,6 +46,7 @@ _WITHOUT_EFFECT = (
     "drift.bank.device",
     "drift.bank.save_limit_mb",
     "feature.activation_checkpointing",
+    "feature.checkpoint_size",
     *(
         f"{trainer}.{name}"
         for trainer in ("trainer", "mae.trainer", "feature.mae_training.trainer")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from drift_policy.errors import CheckpointError, ConfigurationError
-from image_gen.encoders.base import CombinedFeatures, DecodedFeatures, FeatureExtractor
+from image_gen.encoders.base import CombinedFeatures, DecodedFeatures, FeatureExtractor, RecomputedFeatures
 from image_gen.encoders.convnext import ConvNextV2Features, load_convnext_v2
 from image_gen.encoders.hooked import HookedFeatures, Preprocessing
 from image_gen.encoders.mae import MaeFeatures
@@ -210,3 +210,30 @@ def test_networks_and_weights_that_do_not_fit_are_refused(tmp_path: Path) -> Non
     save_file({"0.weight": tensors["0.weight"]}, tmp_path / "part.safetensors")
     with pytest.raises(CheckpointError, match=r"0\.bias is missing, unknown or of another shape \(3 in all\)"):
         load_own_encoder(TINY, tmp_path / "part.safetensors", ["0"], **GREY)
+
+
+def test_features_that_are_computed_again_keep_less_and_give_the_same_gradients() -> None:
+    hooked = HookedFeatures(network(), ["0", "4"], nn.Identity(), prefix="net.")
+    encoders = CombinedFeatures([MaeFeatures(small_mae(), FeatureSettings(every_k_block=1)), hooked]).double()
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    again = RecomputedFeatures(encoders, size=2)
+    kept: dict[FeatureExtractor, int] = {encoders: 0, again: 0}
+    found = {}
+    for extractor in kept:
+        x = images.clone().requires_grad_()
+
+        def keep(tensor: Tensor, extractor: FeatureExtractor = extractor) -> Tensor:
+            kept[extractor] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            features = extractor.features(x)
+        (gradient,) = torch.autograd.grad(sum(value.sin().sum() for value in features.values()), x)
+        found[extractor] = features | {"the gradient": gradient}
+    assert kept[again] < 0.2 * kept[encoders]
+    assert list(found[again]) == list(found[encoders])
+    for name, value in found[encoders].items():
+        torch.testing.assert_close(found[again][name], value, rtol=1e-6, atol=1e-9)
+    with torch.no_grad():
+        assert not any(value.requires_grad for value in again.features(images).values())
+    assert not any(parameter.requires_grad for parameter in again.parameters())

@@ -40,7 +40,8 @@ def test_moved_data_and_settings_of_older_releases_can_be_resumed(tmp_path: Path
     moved = [*own, f"dataset.latents={tmp_path / 'moved'}", "dataset.tokenizer_weights=elsewhere", "resume=true"]
     path = tmp_path / "imagenette224/run/settings.json"
     settings = json.loads(path.read_text())
-    del settings["feature"]["activation_checkpointing"], settings["drift"]["affinity_floor"]
+    del settings["feature"]["activation_checkpointing"], settings["feature"]["checkpoint_size"]
+    del settings["drift"]["affinity_floor"]
     settings["dataset"]["flip"] = False  # today's null
     del settings["data"]["mirrored"]
     path.write_text(json.dumps(settings))

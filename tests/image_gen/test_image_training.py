@@ -18,6 +18,7 @@ from drift_policy.errors import CheckpointError, ConfigurationError, UserError
 from drift_policy.training.folder_guard import claimed_folder
 from image_gen import load_generator, load_mae
 from image_gen.data.cache_latents import CacheConfig, cache_latents
+from image_gen.encoders import base as encoders_base
 from image_gen.models import DiT, mae_encoder
 from image_gen.training import loop as loop_module
 from image_gen.training.bare import main as bare_main
@@ -111,23 +112,30 @@ def test_every_part_of_the_objective_reaches_the_weights(tmp_path: Path, whole: 
         assert largest_difference(other, whole) > 0, override
 
 
-def test_recomputing_activations_and_smaller_chunks_change_nothing(
+def test_recomputing_activations_and_smaller_chunks_change_rounding_alone(
     tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recomputed: list[torch.nn.Module] = []
+    blocks: list[torch.nn.Module] = []
+    parts: list[int] = []
 
-    def remember(block: torch.nn.Module, *inputs: object, **options: Any) -> Any:
-        recomputed.append(block)
+    def remember_block(block: torch.nn.Module, *inputs: object, **options: Any) -> Any:
+        blocks.append(block)
         return checkpoint(block, *inputs, **options)
 
-    monkeypatch.setattr(mae_encoder, "checkpoint", remember)
+    def remember_part(features: Any, images: torch.Tensor, **options: Any) -> Any:
+        parts.append(len(images))
+        return checkpoint(features, images, **options)
+
+    monkeypatch.setattr(mae_encoder, "checkpoint", remember_block)
+    monkeypatch.setattr(encoders_base, "checkpoint", remember_part)
     sections = ("trainer", "feature", "feature.mae_training.trainer")
     own = [f"{section}.activation_checkpointing=true" for section in sections]
     other = train_tiny(tmp_path, *own, "feature.chunk_size=5")
-    assert largest_difference(other, whole) < 1e-5
     assert largest_difference(mae_of(other), mae_of(whole)) < 1e-5
-    # The autoencoder's four blocks in its own three steps, then in six steps of the generator: not for real images.
-    assert len(recomputed) == 4 * (3 + 6)
+    # The gradients of features are added up in another order, whose rounding Adam's first steps make larger.
+    assert largest_difference(other, whole) < 2e-3
+    assert len(blocks) == 4 * 3  # the autoencoder's four blocks in its own three steps
+    assert parts == [16] * 6  # the generated images of six steps, and no real ones
 
 
 def test_raw_pixels_need_no_autoencoder(tmp_path: Path) -> None:
