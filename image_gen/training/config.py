@@ -9,6 +9,7 @@ from drift_policy.drift.validation import check_affinity_floor, check_temperatur
 from drift_policy.errors import as_configuration_error, require
 from drift_policy.training.logger_config import LoggerConfig
 from drift_policy.training.trainer_config import PRECISIONS, SHARDINGS, require_betas
+from image_gen.feature_maps import FeatureSettings
 from image_gen.guidance import GuidanceLaw
 from image_gen.memory_bank import STORAGE_TYPES
 from image_gen.models.mae import MAE_SIZES
@@ -212,6 +213,7 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         self.mae_training.check("feature.mae_training")
+        _ = self.of_maps  # requires them
         require(
             self.encoder in ENCODERS, f"feature.encoder must be one of {', '.join(ENCODERS)}, but is {self.encoder!r}."
         )
@@ -223,6 +225,17 @@ class FeatureConfig:
             self.encoder != "none" or self.compare_input or self.convnext is not None or self.own.factory is not None,
             "feature.encoder=none, feature.compare_input=false, feature.convnext=null and feature.own.factory=null "
             "leave no feature: change one.",
+        )
+
+    @property
+    def of_maps(self) -> FeatureSettings:
+        """Which features of the encoders' maps count."""
+        return FeatureSettings(
+            every_k_block=self.every_k_block,
+            use_mean=self.use_mean,
+            use_std=self.use_std,
+            patch_mean_size=list(self.patch_mean_size),
+            patch_std_size=list(self.patch_std_size),
         )
 
 

@@ -143,6 +143,30 @@ def _open_latents(config: DataConfig, seed: int) -> RealSamples:
     )
 
 
+def require_shareable(samples: RealSamples, batch_size: int, processes: Processes, size_setting: str) -> None:
+    """Require samples for a whole batch, and a batch that can be shared.
+
+    Args:
+        samples: where from.
+        batch_size: samples a step, over all processes.
+        processes: who shares a batch.
+        size_setting: what the user calls `batch_size`, for messages.
+
+    Raises:
+        ConfigurationError: fewer samples than a batch has, or a batch that cannot be shared.
+    """
+    total = len(samples.dataset)
+    require(
+        batch_size <= total,
+        f"A step takes {batch_size} real samples, but there are {total}: lower {size_setting}.",
+    )
+    require(
+        batch_size % processes.size == 0,
+        f"A step takes {batch_size} real samples, which {processes.size} processes cannot share evenly: make "
+        f"{size_setting} a multiple.",
+    )
+
+
 class SampleStream:
     """Gives the batch of each step to its processes.
 
@@ -167,17 +191,8 @@ class SampleStream:
         num_workers: int = 0,
         size_setting: str = "batch_size",
     ) -> None:
-        total = len(samples.dataset)
-        require(
-            batch_size <= total,
-            f"A step takes {batch_size} real samples, but there are {total}: lower {size_setting}.",
-        )
-        require(
-            batch_size % processes.size == 0,
-            f"A step takes {batch_size} real samples, which {processes.size} processes cannot share evenly: make "
-            f"{size_setting} a multiple.",
-        )
-        self.batch_size, self._total, self._seed = batch_size, total, seed
+        require_shareable(samples, batch_size, processes, size_setting)
+        self.batch_size, self._total, self._seed = batch_size, len(samples.dataset), seed
         self._samples, self._processes, self._num_workers = samples, processes, num_workers
         self._dataset = Batches(samples.dataset)
         self._encoder = None if samples.encoder is None else samples.encoder.to(processes.device)

@@ -107,6 +107,8 @@ def test_every_configuration_composes() -> None:
         ("feature.mae=null", r"give feature\.mae=.*mae@feature\.mae_training=\.\.\. \(latent_256, latent_640"),
         ("feature.own.factory=a:b", r"feature\.own\.factory=a:b needs feature\.own\.layers"),
         ("feature.own.layers=[a]", r"set feature\.own\.factory"),
+        ("feature.every_k_block=-1", r"^feature\.every_k_block must not be negative"),
+        ("feature.patch_std_size=[2,2]", r"^feature\.patch_std_size must hold different sides"),
         ("feature.own.std=[1,0,1]", r"feature\.own\.std must hold"),
         ("method=gan", "method must be one of drift, flow"),
         ("trainer.precision=int8", "trainer.precision"),

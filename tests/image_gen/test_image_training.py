@@ -329,6 +329,22 @@ def test_wrong_folders_and_settings_are_refused(tmp_path: Path, whole: Path) -> 
         train_tiny(tmp_path, "feature.convnext=x", "name=colour")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("drift.bank.push_per_step=2000", r"lower drift\.bank\.push_per_step"),
+        ("trainer.gradient_accumulation_steps=3", "multiple of 3"),
+        ("trainer.precision=tfloat32", r"trainer\.precision=tfloat32"),
+        ("drift.bank.device=nothing", r"^drift\.bank\.device=nothing cannot be used .*: try drift\.bank\.device=auto"),
+        ("feature.convnext=x", "convnext takes colour images"),
+    ],
+)
+def test_what_is_wrong_is_said_before_an_autoencoder_is_trained(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        train_tiny(tmp_path, override)
+    assert not mae_of(tmp_path / "digits/run").exists()
+
+
 def test_learning_rate_and_classifier_follow_the_paper() -> None:
     trainer = tiny_generator(Path("x"), "trainer.learning_rate=4.0e-4", "trainer.warmup_steps=10").trainer
     rates = [learning_rate(step, trainer) for step in (0, 5, 10, 1000)]
