@@ -38,6 +38,10 @@ class SampleConfig:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}.")
         require(self.classes is None or len(self.classes) > 0, "classes must be null or name at least one class.")
         require_seed(self.seed)
+        require(
+            self.output is None or self.output.lower().endswith(".png"),
+            f"output={self.output} must end in .png: the picture is a PNG file.",
+        )
 
 
 def sample(config: SampleConfig, console: Console) -> Path:

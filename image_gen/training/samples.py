@@ -27,6 +27,7 @@ from image_gen.training.schedule import LATENTS, row_generator
 
 MIRRORED = "mirrored"  # among the facts: whether half of the samples are mirrored, as dataset.flip and the cache say
 TOKENIZER_DIGEST = "tokenizer_sha256"  # among the facts: of the weights that images become latents with
+FILES_DIGEST = "files_sha256"  # among the facts: of the names of the files, where each image has one
 # Settings of the data -> what a cache calls them.
 _OF_CACHE = {"name": "dataset", "split": "split", "image_size": "image_size", "tokenizer": "tokenizer"}
 # Tokenizers come with data sets and models, so that a value alone does not tell who chose it.
@@ -62,6 +63,7 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         return _open_latents(config, seed)
     # Imported here: cached latents need no image decoder.
     from image_gen.data.base import TransformedImages
+    from image_gen.data.image_folder import ImageFolder
     from image_gen.data.source import open_source
     from image_gen.data.transforms import ImageTransform
 
@@ -90,6 +92,7 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
             "images": len(images),
             "classes": images.num_classes,
             MIRRORED: flip,
+            **({FILES_DIGEST: images.names_digest()} if isinstance(images, ImageFolder) else {}),
             **({} if encoder is None else {TOKENIZER_DIGEST: weights_digest(encoder)}),
         },
     )

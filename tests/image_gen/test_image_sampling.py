@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.errors import ConfigurationError
+from image_gen.sample_images import SampleConfig
 from image_gen.sampling import DRIFT, FLOW, Sampler, load_sampler
 from image_gen.tokenizers.base import Randomness, Tokenizer
 from tests.helpers.image_models import small_generator
@@ -80,3 +81,8 @@ def test_what_is_drawn_is_decoded(method: str) -> None:
     channels = sampler.generator.config.out_channels
     sampler.tokenizer = Doubled(channels, channels, factor=1)
     torch.testing.assert_close(sampler.draw(CLASSES, seed=3), 2 * latents)
+
+
+def test_a_picture_is_called_what_it_is() -> None:
+    with pytest.raises(ConfigurationError, match=r"output=a\.jpg must end in \.png"):
+        SampleConfig("nowhere", output="a.jpg")
