@@ -38,6 +38,16 @@ class Reference:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def require_reference(given: str | None) -> None:
+    """Require that a file or folder to compare with is there; None is the data set.
+
+    Raises:
+        DataError: it is not.
+    """
+    if given is not None and not Path(given).expanduser().exists():
+        raise DataError(f"reference={given} does not exist: give an .npz file, or a folder with images.")
+
+
 def make_reference(
     given: str | None, real: RealSamples | None, judge: Judge, sampler: Sampler, batch_size: int, console: Console
 ) -> Reference:

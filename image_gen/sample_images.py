@@ -38,10 +38,6 @@ class SampleConfig:
             require(getattr(self, name) >= 1, f"{name} must be at least 1, but is {getattr(self, name)}.")
         require(self.classes is None or len(self.classes) > 0, "classes must be null or name at least one class.")
         require_seed(self.seed)
-        require(
-            self.output is None or self.output.lower().endswith(".png"),
-            f"output={self.output} must end in .png: the picture is a PNG file.",
-        )
 
 
 def sample(config: SampleConfig, console: Console) -> Path:
@@ -52,6 +48,7 @@ def sample(config: SampleConfig, console: Console) -> Path:
     """
     path = Path(config.output) if config.output else beside(config.ckpt) / "samples.png"
     require_writable(path)
+    require(path.suffix.lower() == ".png", f"output={path} must end in .png: the picture is a PNG file.")
     device = choose_device(config.device)
     sampler, _ = load_sampler(
         config.ckpt,

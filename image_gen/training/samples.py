@@ -33,6 +33,9 @@ _OF_CACHE = {"name": "dataset", "split": "split", "image_size": "image_size", "t
 # Tokenizers come with data sets and models, so that a value alone does not tell who chose it.
 _CHOSEN_UNLESS_DEFAULT = ("name", "split", "image_size")
 
+# Images: an autoencoder takes gigabytes for so many of 256x256, and a step of a masked autoencoder has thousands.
+_ENCODED_AT_ONCE = 32
+
 
 @dataclass
 class RealSamples:
@@ -216,10 +219,9 @@ class SampleStream:
         images, class_ids = images.to(device, non_blocking=True), class_ids.to(device, non_blocking=True)
         if self._encoder is not None:
             first = self._processes.rank * len(images)
-            rows = range(first, first + len(images))
-            images = self._encoder.encode(
-                images, [row_generator(step, row, self._seed, device, LATENTS) for row in rows]
-            )
+            generators = [row_generator(step, first + row, self._seed, device, LATENTS) for row in range(len(images))]
+            parts = [slice(start, start + _ENCODED_AT_ONCE) for start in range(0, len(images), _ENCODED_AT_ONCE)]
+            images = torch.cat([self._encoder.encode(images[part], generators[part]) for part in parts])
         return images, class_ids
 
     def all(self, step: int) -> tuple[Tensor, Tensor]:

@@ -363,6 +363,20 @@ def test_networks_of_other_channels_are_refused(tmp_path: Path) -> None:
         make_reference(None, open_samples(DataConfig(split="val"), 0), judge, tiny_sampler(), 100, QUIET)
 
 
+def test_what_is_wrong_is_said_before_a_classifier_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(evaluation, "train_classifier", fail)
+    colour = build_generator("digits_tiny", in_channels=3, out_channels=3, input_size=8)
+    ckpt = str(save_model(colour, tmp_path / "generator", {"tokenizer": "pixels"}))
+    config = EvaluateConfig(ckpt, network="classifier", dataset=DataConfig(), num_samples=20)
+    with pytest.raises(ConfigurationError, match="of 1 channels, but the generator draws 3"):
+        evaluate(config, [], QUIET)
+    with pytest.raises(DataError, match=r"reference=absent\.npz does not exist"):
+        evaluate(replace(config, reference="absent.npz"), [], QUIET)
+
+
 def test_several_guidance_scales_are_scored_at_once(tmp_path: Path) -> None:
     one, said = evaluated_by(tmp_path, {}, cfg_scale=2.0)
     assert one["cfg_scale"] == 2 and "sweep" not in one and "best" not in said
