@@ -39,6 +39,11 @@ class DataConfig:
             self.image_size is None or self.image_size >= 1,
             f"dataset.image_size must be null or at least 1, but is {self.image_size}.",
         )
+        require(
+            self.name != "folder" or self.image_size is not None or self.latents is not None,
+            "dataset=folder has no size of its own: set dataset.image_size=..., the side in pixels that images are "
+            "cropped to.",
+        )
 
 
 @dataclass
