@@ -155,7 +155,8 @@ class MaeRecipe:
     classification_weight: float = 0.1  # weight of the classifier's loss at the end of the training
     classification_steps: int = 0  # last steps in which the classifier is trained; 0 is none
     classification_ramp: int = 0  # steps in which its weight grows from 0
-    trainer: OptimizerConfig = field(default_factory=OptimizerConfig)  # optimisation
+    # Optimisation; an autoencoder draws no samples.
+    trainer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(sample_every=0))
 
     def check(self, where: str) -> None:
         """Require settings that can work; `where` is what the user calls this recipe.
@@ -169,6 +170,11 @@ class MaeRecipe:
         for name in ("classification_steps", "classification_ramp"):
             require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, but is {getattr(self, name)}.")
         self.trainer.check(f"{where}.trainer")
+        require(
+            self.trainer.sample_every == 0,
+            f"{where}.trainer.sample_every must be 0, but is {self.trainer.sample_every}: a masked autoencoder draws "
+            "no samples.",
+        )
 
 
 @dataclass
@@ -311,6 +317,13 @@ class GeneratorTrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.trainer.check("trainer")
+        for name, unset in (("sharding", "none"), ("num_threads", None)):
+            of_mae, of_both = getattr(self.feature.mae_training.trainer, name), getattr(self.trainer, name)
+            require(
+                of_mae in (unset, of_both),
+                f"feature.mae_training.trainer.{name}={of_mae}, but the autoencoder is trained by the same processes "
+                f"as the generator: set trainer.{name}, which is {of_both}.",
+            )
         require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}, but is {self.method!r}.")
         trains_mae = self.method == "drift" and self.feature.encoder == "mae" and self.feature.mae is None
         require(

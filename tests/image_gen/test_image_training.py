@@ -263,6 +263,18 @@ def test_compilation_reaches_the_network_and_the_loss(tmp_path: Path, monkeypatc
     assert drift_loss in compiled and any(isinstance(what, DiT) for what in compiled)
 
 
+def test_a_configuration_is_written_where_it_can_be(tmp_path: Path) -> None:
+    config = replace(tiny_generator(tmp_path), write_config=str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"is a folder, .* choose another, write_config=\.\.\. \."):
+        train_program(config, "train.py", [], Console(quiet=True))
+
+
+def test_a_time_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bare_main(["config.json", "--max-seconds", "-1"])
+    assert "--max-seconds must be positive, but is -1" in capsys.readouterr().err
+
+
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bare_main([str(tmp_path / "absent.json")])
