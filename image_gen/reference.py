@@ -98,7 +98,8 @@ def judge_all(judge: Judge, batches: Iterable[Tensor], total: int, what: str, co
     features: list[Tensor] = []
     logits: list[Tensor] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    # In a file, a bar that vanishes leaves empty lines.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{what} images", total=total)
         for images in batches:
             judged = judge(images)
