@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,19 @@ class EvaluateConfig:
     @property
     def _given_scales(self) -> list[Any]:
         return self.cfg_scale if isinstance(self.cfg_scale, list) else [self.cfg_scale]
+
+
+def require_named(dataset: Mapping[str, Any] | None) -> None:
+    """Require that settings of the data name a data set, as +dataset.split=val does not; None is the generator's own.
+
+    Raises:
+        ConfigurationError: they do not, and would be of the default one.
+    """
+    require(
+        dataset is None or "name" in dataset,
+        f"dataset.{next(iter(dataset or ['name']))}=... is a setting of no data set: name the one to compare with, "
+        "dataset=<name>, before.",
+    )
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from image_gen.artifacts import save_model
 from image_gen.baselines.classifier import ImageClassifier
 from image_gen.classes import Classes, stored_classes
 from image_gen.data.cache_latents import CacheConfig, cache_latents
-from image_gen.evaluation import EvaluateConfig, evaluate, make_judge, random_rows, score
+from image_gen.evaluation import EvaluateConfig, evaluate, make_judge, random_rows, require_named, score
 from image_gen.metrics.judges import ClassifierJudge, Judge, Judgement, MaeJudge
 from image_gen.metrics.statistics import moments_of
 from image_gen.models import build_generator, build_mae
@@ -375,6 +375,13 @@ def test_what_is_wrong_is_said_before_a_classifier_is_trained(tmp_path: Path, mo
         evaluate(config, [], QUIET)
     with pytest.raises(DataError, match=r"reference=absent\.npz does not exist"):
         evaluate(replace(config, reference="absent.npz"), [], QUIET)
+
+
+def test_settings_of_the_data_need_their_name() -> None:
+    require_named(None)
+    require_named(composed("evaluate", "ckpt=x", "dataset=digits", "dataset.split=val")["dataset"])
+    with pytest.raises(ConfigurationError, match=r"^dataset\.split=\.\.\. is a setting of no data set"):
+        require_named(composed("evaluate", "ckpt=x", "+dataset.split=val")["dataset"])
 
 
 def test_several_guidance_scales_are_scored_at_once(tmp_path: Path) -> None:
