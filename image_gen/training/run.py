@@ -173,7 +173,8 @@ def train_mae(
         size, size_setting = config.mae.batch_size, f"{recipe_setting}.batch_size"
         stream = SampleStream(samples, size, config.seed, processes, config.dataset.num_workers, size_setting)
         objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)
-        _run(config, samples, going_on, objective, metadata, around, draw=None)
+        settings_name = f"{recipe_setting}.trainer"
+        _run(config, samples, going_on, objective, metadata, around, draw=None, settings_name=settings_name)
     return run_folder(config)
 
 
@@ -281,6 +282,7 @@ def _run(
     metadata: dict[str, object],
     around: Surroundings,
     draw: Callable[[Network, int], None] | None,
+    settings_name: str = "trainer",
 ) -> None:
     started = describe_run(around.script, around.overrides)  # now: the checkout may move on while the run goes on
     run_dir, processes = run_folder(config), objective.processes
@@ -298,6 +300,7 @@ def _run(
         metadata=metadata,
         seed=config.seed,
         resume=going_on,
+        settings_name=settings_name,
         ends_at=around.ends_at,
     )
     if processes.is_main:

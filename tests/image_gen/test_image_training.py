@@ -235,6 +235,11 @@ def test_samples_that_are_not_finite_end_the_training_in_words(
         train_tiny(tmp_path)
 
 
+def test_an_autoencoder_that_diverges_names_its_own_settings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lower feature\.mae_training\.trainer\.learning_rate \(now 1e\+30\)"):
+        train_tiny(tmp_path, "feature.mae_training.trainer.learning_rate=1e30")
+
+
 def test_other_errors_do_not_pass_for_a_diverged_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def update(loop: object, step: int) -> None:
         raise ValueError("a setting must be a positive finite number.")
