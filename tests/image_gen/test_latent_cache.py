@@ -247,8 +247,8 @@ def test_help_shows_every_setting_with_its_default(capsys: pytest.CaptureFixture
     main(["--help"])
     said = capsys.readouterr().out
     for setting in fields(CacheConfig):
-        default = setting.default
-        shown = {"???": "...", None: "null"}.get(default, str(default))  # type: ignore[call-overload]  # of any type
+        default: Any = setting.default
+        shown = {"???": "...", None: "null"}.get(default, str(default))
         assert f"\n  {setting.name}={shown.lower() if isinstance(default, bool) else shown} " in said
 
 
