@@ -5,8 +5,12 @@ import torch
 from drift_policy.errors import ConfigurationError
 
 
-def choose_device(name: str | torch.device) -> torch.device:
+def choose_device(name: str | torch.device, setting: str = "device") -> torch.device:
     """Return the device called `name`; "auto" is a GPU where there is one.
+
+    Args:
+        name: of the device, as torch knows it.
+        setting: what the user calls it, for messages.
 
     Raises:
         ConfigurationError: there is no such device.
@@ -18,6 +22,6 @@ def choose_device(name: str | torch.device) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ConfigurationError(
-            f"device={name} cannot be used: {str(error).splitlines()[0]} Try device=auto."
+            f"{setting}={name} cannot be used ({str(error).splitlines()[0].rstrip('.')}): try {setting}=auto."
         ) from error
     return device

@@ -43,3 +43,19 @@ def download_snapshot(repository: str, files: Sequence[str], revision: str | Non
         return Path(snapshot_download(repository, allow_patterns=list(files), revision=revision))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise CheckpointError(f"{HUB_PREFIX}{asked} could not be read from the Hugging Face Hub: {error}") from error
+
+
+def folder_of_weights(weights: str | Path, files: Sequence[str]) -> Path:
+    """Return a folder with published weights: `weights` itself, or files of the repository of that name on the Hub.
+
+    diffusers would do the same, but try again for a minute where there is no network.
+
+    Args:
+        weights: a folder, or "owner/name".
+        files: names of what is needed.
+
+    Raises:
+        CheckpointError: see `download_snapshot`.
+    """
+    folder = Path(weights)
+    return folder if folder.is_dir() else download_snapshot(str(weights), files, None, asked=str(weights))

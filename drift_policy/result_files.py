@@ -14,16 +14,17 @@ from drift_policy.errors import ConfigurationError, require
 MANIFEST = "manifest.json"  # what a training or an evaluation writes at its end
 
 
-def require_writable(path: Path) -> None:
+def require_writable(path: Path, setting: str = "output") -> None:
     """Require that a file can be written, before hours of work and not after; nothing is left behind.
 
     Args:
-        path: the file that `output` names, or that lies in the folder that it names.
+        path: the file that a setting names, or that lies in the folder that it names.
+        setting: what the user calls it, for messages.
 
     Raises:
         ConfigurationError: it is a folder, or it or its folder cannot be written.
     """
-    another = "choose another, output=... ."
+    another = f"choose another, {setting}=... ."
     try:
         with suppress(FileNotFoundError):
             path.stat()  # refuses what can be no name

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.hub_download import HUB_PREFIX, download_snapshot, split_revision
 from drift_policy.policy_config import policy_config_from_mapping
+from drift_policy.tensor_files import save_file
 
 if TYPE_CHECKING:
     from drift_policy.policy import Policy

@@ -12,14 +12,16 @@ from omegaconf import DictConfig  # noqa: E402
 
 from drift_policy.cli import command_line, resolved  # noqa: E402
 from drift_policy.config import parse_config  # noqa: E402
-from image_gen.evaluation import EvaluateConfig, evaluate  # noqa: E402
+from image_gen.evaluation import EvaluateConfig, evaluate, require_named  # noqa: E402
 
 
 @hydra.main(config_path="../configs/image_gen", config_name="evaluate", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Compose the configuration and evaluate."""
     with command_line() as console:
-        config = parse_config(EvaluateConfig, resolved(cfg))
+        values = resolved(cfg)
+        require_named(values.get("dataset"))
+        config = parse_config(EvaluateConfig, values)
         evaluate(config, HydraConfig.get().overrides.task, console)
 
 

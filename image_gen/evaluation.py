@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from image_gen.artifacts.location import TRAINED_FOLDER
 from image_gen.baselines.classifier import train_classifier
 from image_gen.metrics.judges import ClassifierJudge, InceptionJudge, Judge, MaeJudge
 from image_gen.metrics.statistics import frechet_distance, inception_score, moments_of, precision_recall
-from image_gen.reference import Reference, judge_all, make_reference
+from image_gen.reference import Reference, judge_all, make_reference, require_reference
 from image_gen.sampling import Sampler, load_sampler, require_seed
 from image_gen.training.config import DataConfig
 from image_gen.training.samples import RealSamples, open_samples
@@ -64,6 +64,10 @@ class EvaluateConfig:
             f"network must be inception, classifier or mae:<folder>, but is {self.network!r}.",
         )
         require(
+            self.network_weights is None or self.network == "inception",
+            f"network_weights={self.network_weights} are Inception's, but network={self.network}: leave them out.",
+        )
+        require(
             self.num_samples >= self.splits,
             f"num_samples={self.num_samples} cannot be split into {self.splits} parts.",
         )
@@ -92,6 +96,19 @@ class EvaluateConfig:
         return self.cfg_scale if isinstance(self.cfg_scale, list) else [self.cfg_scale]
 
 
+def require_named(dataset: Mapping[str, Any] | None) -> None:
+    """Require that settings of the data name a data set, as +dataset.split=val does not; None is the generator's own.
+
+    Raises:
+        ConfigurationError: they do not, and would be of the default one.
+    """
+    require(
+        dataset is None or "name" in dataset,
+        f"dataset.{next(iter(dataset or ['name']))}=... is a setting of no data set: name the one to compare with, "
+        "dataset=<name>, before.",
+    )
+
+
 def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console) -> dict[str, Any]:
     """Score a generator, print the scores and write them; return what was written.
 
@@ -104,6 +121,7 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
     require_writable(path)
     started = describe_run("image_gen/evaluate.py", overrides)
     device = choose_device(config.device)
+    require_reference(config.reference)
     sampler, metadata = load_sampler(
         config.ckpt,
         device,
@@ -115,13 +133,9 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str], console: Console)
     data = _data_config(config, metadata)
     # A given reference takes the place of the data, which need not be there then.
     real = None if data is None or config.reference is not None else open_samples(data, seed=0)
-    judge = make_judge(config.network, config.network_weights, data, device)
+    judge = make_judge(config.network, config.network_weights, data, device, sampler.image_channels)
     drawing = replace(sampler, tokenizer=None) if judge.space == "latents" else sampler
-    require(
-        judge.channels in (None, drawing.image_channels),
-        f"network={config.network} takes {judge.space} of {judge.channels} channels, but the generator draws "
-        f"{drawing.image_channels}: give one that was trained on the generator's data.",
-    )
+    _require_channels(config.network, judge.space, judge.channels, drawing.image_channels)
     reference = make_reference(config.reference, real, judge, sampler, config.batch_size, console)
     _say_what_is_left_out(judge, sampler, console)
     sweep: list[dict[str, Any]] = [
@@ -203,11 +217,20 @@ def foreign_classes(judge: Judge, sampler: Sampler) -> str | None:
     return None if judge.classes is None else judge.classes.difference(sampler.classes)
 
 
-def make_judge(name: str, weights: str | None, data: DataConfig | None, device: torch.device) -> Judge:
+def make_judge(
+    name: str, weights: str | None, data: DataConfig | None, device: torch.device, channels: int | None = None
+) -> Judge:
     """Return the network of a name; a classifier is trained now, on the training images of the data set.
 
+    Args:
+        name: "inception", "classifier" or "mae:<folder>".
+        weights: file of the Inception weights.
+        data: of the classifier.
+        device: where to judge.
+        channels: of the images that a classifier shall judge, asked before it is trained; None asks nothing.
+
     Raises:
-        ConfigurationError: a classifier without data in pixels.
+        ConfigurationError: a classifier without data in pixels, or of other channels.
         CheckpointError: weights are missing.
     """
     if name == "inception":
@@ -220,9 +243,18 @@ def make_judge(name: str, weights: str | None, data: DataConfig | None, device: 
             "dataset=..., or network=inception or mae:<folder>."
         )
     real = open_samples(replace(data, split="train"), seed=0)
+    _require_channels(name, "pixels", real.sample_shape[0], channels)
     images, class_ids = load_all(real)
     classifier = train_classifier(images, class_ids, real.num_classes)
     return ClassifierJudge(classifier, data.name, device, real.class_names)
+
+
+def _require_channels(network: str, space: str, taken: int | None, drawn: int | None) -> None:
+    require(
+        taken is None or drawn is None or taken == drawn,
+        f"network={network} takes {space} of {taken} channels, but the generator draws {drawn}: give one that was "
+        "trained on the generator's data.",
+    )
 
 
 def load_all(real: RealSamples) -> tuple[Tensor, Tensor]:

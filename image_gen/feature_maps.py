@@ -28,12 +28,12 @@ class FeatureSettings:
     patch_std_size: list[int] = field(default_factory=lambda: [2, 4])  # sides of those whose standard deviation is
 
     def __post_init__(self) -> None:
-        require(self.every_k_block >= 0, f"features: every_k_block must not be negative, but is {self.every_k_block}.")
+        require(self.every_k_block >= 0, f"feature.every_k_block must not be negative, but is {self.every_k_block}.")
         for name in ("patch_mean_size", "patch_std_size"):
             sizes = getattr(self, name)
             require(
                 all(size >= 2 for size in sizes) and len(set(sizes)) == len(sizes),
-                f"features: {name} must hold different sides of at least 2, but is {list(sizes)}.",
+                f"feature.{name} must hold different sides of at least 2, but is {list(sizes)}.",
             )
 
 

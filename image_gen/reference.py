@@ -38,6 +38,16 @@ class Reference:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def require_reference(given: str | None) -> None:
+    """Require that a file or folder to compare with is there; None is the data set.
+
+    Raises:
+        DataError: it is not.
+    """
+    if given is not None and not Path(given).expanduser().exists():
+        raise DataError(f"reference={given} does not exist: give an .npz file, or a folder with images.")
+
+
 def make_reference(
     given: str | None, real: RealSamples | None, judge: Judge, sampler: Sampler, batch_size: int, console: Console
 ) -> Reference:
@@ -88,7 +98,8 @@ def judge_all(judge: Judge, batches: Iterable[Tensor], total: int, what: str, co
     features: list[Tensor] = []
     logits: list[Tensor] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    # In a file, a bar that vanishes leaves empty lines.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"{what} images", total=total)
         for images in batches:
             judged = judge(images)

@@ -48,6 +48,7 @@ def sample(config: SampleConfig, console: Console) -> Path:
     """
     path = Path(config.output) if config.output else beside(config.ckpt) / "samples.png"
     require_writable(path)
+    require(path.suffix.lower() == ".png", f"output={path} must end in .png: the picture is a PNG file.")
     device = choose_device(config.device)
     sampler, _ = load_sampler(
         config.ckpt,

@@ -60,12 +60,14 @@ def _present(metrics: tuple[str, ...], columns: list[str]) -> list[str]:
 
 
 def _draw_panel(axis: Axes, name: str, metrics: list[str], rows: list[dict[str, str]]) -> None:
+    is_positive = False
     for metric in metrics:
         points = [(int(row["step"]), float(row[metric])) for row in rows if row.get(metric)]
         steps, values = zip(*points, strict=True)
         is_marked = metric.startswith("rollout") or len(steps) <= _FEW
+        is_positive |= any(value > 0 for value in values)
         axis.plot(steps, values, label=metric, marker="o" if is_marked else None)
-    if any(word in name for word in _LOGARITHMIC):
+    if is_positive and any(word in name for word in _LOGARITHMIC):
         axis.set_yscale("log")
     axis.set_title(name)
     axis.set_xlabel("optimiser step")

@@ -17,6 +17,7 @@ from drift_policy.errors import ConfigurationError, UserError
 AUTO = "auto"  # of `resume`: go on if there is something to go on with, as a requeued job of a cluster wants it
 OTHER_NAME = "give this run another name, name=... ."
 _LOCK_FILE = ".lock"
+_MOST_NAMED = 8  # differing settings that a message lists: another task or data set differs in dozens
 
 
 def goes_on(resume: bool | str, holds_run: Callable[[], bool]) -> bool:
@@ -102,11 +103,13 @@ def refuse_changes(
         ConfigurationError: something has changed.
     """
     if changed:
+        listed = list(changed)[:_MOST_NAMED]
+        more = f" and {len(changed) - len(listed)} more" if len(changed) > len(listed) else ""
         advice = advice or "Resume it with what it was started with, or start a new run with another name=... ."
-        values = [f"{name} was {setting_of(before, name)!s:.60}, now {setting_of(now, name)!s:.60}" for name in changed]
+        values = [f"{name} was {setting_of(before, name)!s:.60}, now {setting_of(now, name)!s:.60}" for name in listed]
         shown = "" if before is None else f" {'; '.join(values)}."
         raise ConfigurationError(
-            f"The run in {run_dir} was started with other values of {', '.join(changed)}.{shown} {advice}"
+            f"The run in {run_dir} was started with other values of {', '.join(listed)}{more}.{shown} {advice}"
         )
 
 

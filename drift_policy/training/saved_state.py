@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from drift_policy.errors import UserError
+from drift_policy.tensor_files import save_file
 
 STATE_FILE = "training.json"
 # What reading a damaged folder may raise.
@@ -46,7 +47,7 @@ class TrainingState:
 
 def write_state(folder: Path, state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     """Write a training's state beside its averaged network."""
-    save_file(dict(tensors), folder / _TENSORS_FILE)
+    save_file(tensors, folder / _TENSORS_FILE)
     (folder / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n")
 
 

@@ -83,6 +83,7 @@ class SteppedTraining(ABC):
     """
 
     state: TrainingState  # where the training is; a subclass sets it, from a checkpoint when it resumes
+    settings_name = "trainer"  # what the user calls `config`, for messages
 
     def __init__(
         self,
@@ -233,7 +234,7 @@ class SteppedTraining(ABC):
 
     def _diverged(self) -> UserError:
         return UserError(
-            f"The training diverged before step {self.state.step}: lower trainer.learning_rate (now "
-            f"{self._loop.learning_rate:g}), or use trainer.precision=float32. The last saved checkpoint is from "
-            "before."
+            f"The training diverged before step {self.state.step}: lower {self.settings_name}.learning_rate (now "
+            f"{self._loop.learning_rate:g}), or use {self.settings_name}.precision=float32. The last saved checkpoint "
+            "is from before."
         )

@@ -35,10 +35,13 @@ def find_artifact(source: str | Path, kind: Kind) -> Path:
     for inside in _INSIDE:
         if (folder / inside / CONFIG_FILE).is_file() or is_released(folder / inside):
             return folder / inside
-    what = f"holds neither {CONFIG_FILE} nor {METADATA_FILE}" if folder.is_dir() else "does not exist"
+    if folder.is_dir():
+        what = f"holds neither {CONFIG_FILE} nor {METADATA_FILE}"
+    else:
+        what = "is a file, no folder" if folder.is_file() else "does not exist"
     raise CheckpointError(
-        f"{folder} {what}. Give a folder with {CONFIG_FILE} and {MODEL_FILE}, a released one with {METADATA_FILE} and "
-        f"{PARAMETERS_FILE}, or hf://<name>."
+        f"{folder} {what}. Give the folder of a run, a folder with {CONFIG_FILE} and {MODEL_FILE}, a released one with "
+        f"{METADATA_FILE} and {PARAMETERS_FILE}, or hf://<name>."
     )
 
 

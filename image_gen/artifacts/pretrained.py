@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from drift_policy.errors import CheckpointError
+from drift_policy.tensor_files import save_file
 from image_gen.artifacts.checks import Kind, Model, build_model, check_tensors, kind_of, read_json
 from image_gen.artifacts.location import CONFIG_FILE, MODEL_FILE, find_artifact
 from image_gen.artifacts.released import is_released, read_released

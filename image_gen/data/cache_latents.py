@@ -1,6 +1,21 @@
 """Encode a data set once: python -m image_gen.data.cache_latents dataset=imagenette224 tokenizer=taef2 output=FOLDER.
 
-Interrupted runs go on where they stopped: give the same command again.
+Interrupted runs go on where they stopped: give the same command again. Settings, with their defaults:
+
+  dataset=...              digits, fashion_mnist, cifar10, imagenette224, imagenet256 or folder
+  tokenizer=...            taef2, sd_vae or pixels
+  output=...               folder of the cache
+  split=train              or val
+  data_path=null           folder of the data set; null: the folder DRIFT_POLICY_DATA, then the cache
+  tokenizer_weights=null   folder of the tokenizer's weights; null: the default ones
+  image_size=null          side in pixels, by a central crop; null: the data set's own
+  flip=true                also encode mirrored images
+  dtype=float16            or float32
+  batch_size=32            images that are encoded at once
+  shard_size=4096          images of a file
+  num_workers=2            processes that decode images; 0: none beside this one
+  device=auto              where the tokenizer runs
+  seed=0                   of tokenizers that draw their latents
 """
 
 from __future__ import annotations
@@ -16,7 +31,6 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -24,6 +38,7 @@ from drift_policy.cli import command_line
 from drift_policy.config import parse_config
 from drift_policy.device import choose_device
 from drift_policy.errors import ConfigurationError, DataError, require
+from drift_policy.tensor_files import save_file
 from image_gen.data.base import ImageSet, TransformedImages
 from image_gen.data.batches import Batches, opened
 from image_gen.data.latents import INDEX_FILE, CacheIndex, check_shard, read_index, shard_path
@@ -182,6 +197,9 @@ def _save(tensors: dict[str, Tensor], path: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__.strip())
+        return
     with command_line() as console:
         unusable = [argument for argument in arguments if "=" not in argument]
         if unusable:

@@ -1,7 +1,11 @@
-"""Folders of images: one folder a class, as ImageNet's `train/<wnid>/*.JPEG`, or all images without classes."""
+"""Folders of images: one folder a class, as ImageNet's `train/<wnid>/*.JPEG`, or all images without classes.
+
+What is hidden (.ipynb_checkpoints, ._name.jpg) is left out: file systems and programs put it there.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from drift_policy.errors import DataError
 from image_gen.data.base import ImageSet
 
+_HIDDEN = "."  # how names of hidden files and folders begin
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
 _STEP_OF_16_BITS = 65535 / 255  # of a number of 8 bits, in those of 16
 MAX_PIXELS = 64_000_000  # of one image: a file that claims more is refused before it is decoded
@@ -83,7 +88,7 @@ class ImageFolder(ImageFiles):
         self.root = Path(root)
         if not self.root.is_dir():
             raise DataError(f"{self.root} does not exist: expected a folder with one folder of images a class.")
-        names = sorted(path.name for path in self.root.iterdir() if path.is_dir())
+        names = sorted(path.name for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(_HIDDEN))
         files: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(names):
@@ -98,6 +103,11 @@ class ImageFolder(ImageFiles):
         if not names:
             raise DataError(f"{self.root} holds no folders: expected one folder of images a class.")
         super().__init__(files, labels, names)
+
+    def names_digest(self) -> str:
+        """Return the sha256, in hexadecimal digits, of the paths of the images in the folder, in order."""
+        names = (path.relative_to(self.root).as_posix() for path in self.files)
+        return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
 class AllImages(ImageFiles):
@@ -118,4 +128,10 @@ class AllImages(ImageFiles):
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in EXTENSIONS
+        and path.is_file()
+        and not any(name.startswith(_HIDDEN) for name in path.relative_to(folder).parts)
+    )

@@ -30,7 +30,7 @@ class ImageTransform:
         require(self.size >= 1, f"transform: size must be at least 1, but is {self.size}.")
         require(
             self.crop in (CENTRE, RANDOM_RESIZED),
-            f"transform: crop must be '{CENTRE}' or '{RANDOM_RESIZED}', but is {self.crop!r}.",
+            f"dataset.crop must be {CENTRE} or {RANDOM_RESIZED}, but is {self.crop!r}.",
         )
         require(0 < self.min_area <= 1, f"transform: min_area must be in (0, 1], but is {self.min_area}.")
 

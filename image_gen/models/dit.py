@@ -71,7 +71,8 @@ class DiTConfig:
         require(0 < self.mlp_ratio <= 64, f"generator: mlp_ratio must be in (0, 64], but is {self.mlp_ratio}.")
         require(
             self.input_size % self.patch_size == 0,
-            f"generator: patch_size={self.patch_size} must divide input_size={self.input_size}.",
+            f"generator: patch_size={self.patch_size} must divide input_size={self.input_size}, the side of images or "
+            "latents: change dataset.image_size or model.patch_size.",
         )
         require(
             self.hidden_size % (4 * self.num_heads) == 0,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from drift_policy.errors import CheckpointError
+from drift_policy.hub_download import folder_of_weights
 from image_gen.tokenizers.base import Randomness, Tokenizer
 
 if TYPE_CHECKING:
@@ -56,13 +57,14 @@ def load_sd_vae(weights: str | Path = DEFAULT_WEIGHTS, prefix: str = "") -> SdVa
             "The Stable Diffusion VAE needs diffusers: pip install 'drift-policy[images]'."
         ) from error
     try:
+        folder = folder_of_weights(weights, ("config.json", "diffusion_pytorch_model.safetensors"))
         vae, info = AutoencoderKL.from_pretrained(
-            str(weights), use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+            str(folder), use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         raise CheckpointError(
             f"The weights of the Stable Diffusion VAE cannot be read from {weights} "
-            f"({str(error).strip().splitlines()[0]}). Where there is a network, get them with\n"
+            f"({str(error).strip().splitlines()[0].rstrip('.')}). Where there is a network, get them with\n"
             f"  hf download {DEFAULT_WEIGHTS} --local-dir sd-vae-ft-mse\n"
             f"and set {prefix}tokenizer_weights=sd-vae-ft-mse."
         ) from error

@@ -121,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="end so long after the start, whichever network is trained then; --resume has as long again",
     )
     options = parser.parse_args(arguments)
+    if options.max_seconds is not None and not options.max_seconds > 0:
+        parser.error(f"--max-seconds must be positive, but is {options.max_seconds:g}")
     started = time.monotonic()
     try:
         config = read_config(options.config)

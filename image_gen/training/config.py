@@ -9,6 +9,7 @@ from drift_policy.drift.validation import check_affinity_floor, check_temperatur
 from drift_policy.errors import as_configuration_error, require
 from drift_policy.training.logger_config import LoggerConfig
 from drift_policy.training.trainer_config import PRECISIONS, SHARDINGS, require_betas
+from image_gen.feature_maps import FeatureSettings
 from image_gen.guidance import GuidanceLaw
 from image_gen.memory_bank import STORAGE_TYPES
 from image_gen.models.mae import MAE_SIZES
@@ -37,6 +38,11 @@ class DataConfig:
         require(
             self.image_size is None or self.image_size >= 1,
             f"dataset.image_size must be null or at least 1, but is {self.image_size}.",
+        )
+        require(
+            self.name != "folder" or self.image_size is not None or self.latents is not None,
+            "dataset=folder has no size of its own: set dataset.image_size=..., the side in pixels that images are "
+            "cropped to.",
         )
 
 
@@ -149,7 +155,8 @@ class MaeRecipe:
     classification_weight: float = 0.1  # weight of the classifier's loss at the end of the training
     classification_steps: int = 0  # last steps in which the classifier is trained; 0 is none
     classification_ramp: int = 0  # steps in which its weight grows from 0
-    trainer: OptimizerConfig = field(default_factory=OptimizerConfig)  # optimisation
+    # Optimisation; an autoencoder draws no samples.
+    trainer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(sample_every=0))
 
     def check(self, where: str) -> None:
         """Require settings that can work; `where` is what the user calls this recipe.
@@ -163,6 +170,11 @@ class MaeRecipe:
         for name in ("classification_steps", "classification_ramp"):
             require(getattr(self, name) >= 0, f"{where}.{name} must not be negative, but is {getattr(self, name)}.")
         self.trainer.check(f"{where}.trainer")
+        require(
+            self.trainer.sample_every == 0,
+            f"{where}.trainer.sample_every must be 0, but is {self.trainer.sample_every}: a masked autoencoder draws "
+            "no samples.",
+        )
 
 
 @dataclass
@@ -213,6 +225,7 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         self.mae_training.check("feature.mae_training")
+        _ = self.of_maps  # requires them
         require(
             self.encoder in ENCODERS, f"feature.encoder must be one of {', '.join(ENCODERS)}, but is {self.encoder!r}."
         )
@@ -227,6 +240,17 @@ class FeatureConfig:
             self.encoder != "none" or self.compare_input or self.convnext is not None or self.own.factory is not None,
             "feature.encoder=none, feature.compare_input=false, feature.convnext=null and feature.own.factory=null "
             "leave no feature: change one.",
+        )
+
+    @property
+    def of_maps(self) -> FeatureSettings:
+        """Which features of the encoders' maps count."""
+        return FeatureSettings(
+            every_k_block=self.every_k_block,
+            use_mean=self.use_mean,
+            use_std=self.use_std,
+            patch_mean_size=list(self.patch_mean_size),
+            patch_std_size=list(self.patch_std_size),
         )
 
 
@@ -297,6 +321,13 @@ class GeneratorTrainConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.trainer.check("trainer")
+        for name, unset in (("sharding", "none"), ("num_threads", None)):
+            of_mae, of_both = getattr(self.feature.mae_training.trainer, name), getattr(self.trainer, name)
+            require(
+                of_mae in (unset, of_both),
+                f"feature.mae_training.trainer.{name}={of_mae}, but the autoencoder is trained by the same processes "
+                f"as the generator: set trainer.{name}, which is {of_both}.",
+            )
         require(self.method in METHODS, f"method must be one of {', '.join(METHODS)}, but is {self.method!r}.")
         trains_mae = self.method == "drift" and self.feature.encoder == "mae" and self.feature.mae is None
         require(

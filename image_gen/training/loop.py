@@ -45,6 +45,7 @@ class TrainingLoop(SteppedTraining, Generic[Network, Step]):
         metadata: of the saved network, JSON values.
         seed: of dropout.
         resume: continue from the last checkpoint.
+        settings_name: what the user calls `config`, for messages.
         ends_at: when to end, by time.monotonic(), but not before a first update; None leaves it to `config`.
 
     Raises:
@@ -63,8 +64,10 @@ class TrainingLoop(SteppedTraining, Generic[Network, Step]):
         metadata: dict[str, object],
         seed: int,
         resume: bool = False,
+        settings_name: str = "trainer",
         ends_at: float | None = None,
     ) -> None:
+        self.settings_name = settings_name
         self.objective: Objective[Network, Step] = objective
         self.network: Network = objective.network
         self.ema: Ema[Network] = Ema(self.network, config.ema_decay, config.ema_warmup)

@@ -64,13 +64,7 @@ def features_for(samples: RealSamples, config: FeatureConfig, mae: MAE | None) -
             be built or takes other channels.
         CheckpointError: the weights of ConvNeXt-V2 or of the own encoder are missing or damaged.
     """
-    settings = FeatureSettings(
-        every_k_block=config.every_k_block,
-        use_mean=config.use_mean,
-        use_std=config.use_std,
-        patch_mean_size=list(config.patch_mean_size),
-        patch_std_size=list(config.patch_std_size),
-    )
+    settings = config.of_maps
     extractors: list[FeatureExtractor] = []
     if mae is not None:
         channels = samples.sample_shape[0]

@@ -76,17 +76,25 @@ class Objective(ABC, Generic[Network, Step]):
         Raises:
             ConfigurationError: the rows cannot be shared evenly.
         """
-        pieces = parts * self.processes.size
-        require(
-            self.rows_per_step % pieces == 0,
-            f"A step has {self.rows_per_step} rows (labels of a generator, images of an MAE), shared by "
-            f"{self.processes.size} process(es) and {parts} gradient accumulation step(s): it must be a multiple of "
-            f"{pieces}.",
-        )
-        return self.rows_per_step // pieces
+        return share_of(self.rows_per_step, parts, self.processes)
 
     def rows_of(self, part: int, parts: int) -> slice:
         """Return this process's rows, among all rows of a step, in a part of it."""
         share = self.own_rows(parts)
         first = (part * self.processes.size + self.processes.rank) * share
         return slice(first, first + share)
+
+
+def share_of(rows: int, parts: int, processes: Processes) -> int:
+    """Return the rows of a step that each process computes in each of `parts` parts.
+
+    Raises:
+        ConfigurationError: the rows cannot be shared evenly.
+    """
+    pieces = parts * processes.size
+    require(
+        rows % pieces == 0,
+        f"A step has {rows} rows (drift.labels_per_step of a generator, batch_size of an MAE), shared by "
+        f"{processes.size} process(es) and {parts} gradient accumulation step(s): it must be a multiple of {pieces}.",
+    )
+    return rows // pieces

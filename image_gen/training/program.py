@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from drift_policy.result_files import require_writable
 from drift_policy.training.curves import plot_curves
 from drift_policy.training.display import TrainingDisplay
 from image_gen.data.latents import INDEX_FILE, read_index
@@ -26,6 +27,7 @@ def run_program(
     """
     _check_cache(config.dataset, overrides)
     if config.write_config is not None:
+        require_writable(Path(config.write_config), "write_config")
         write_config(config, Path(config.write_config))
         console.print(f"written  {config.write_config}: python -m image_gen.training.bare {config.write_config}")
         return

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from drift_policy.device import choose_device
-from drift_policy.errors import RunStoppedError, require
+from drift_policy.errors import RunStoppedError
 from drift_policy.manifest import describe_run, write_json
 from drift_policy.training.folder_guard import AUTO, OTHER_NAME
 from drift_policy.training.interrupt import TrainingInterruptedError
@@ -28,6 +28,7 @@ from image_gen.memory_bank import MemoryBank
 from image_gen.models import MAE, DiT
 from image_gen.training.checkpoint import CheckpointStore
 from image_gen.training.config import GeneratorTrainConfig, MaeTrainConfig, RunConfig
+from image_gen.training.drift_checks import PUSH_SETTING, check_drift
 from image_gen.training.drift_objective import DriftObjective, LossOfFeatures, compiled_drifting_loss, drifting_loss
 from image_gen.training.grids import SampleGrid
 from image_gen.training.loop import TrainingLoop, is_past
@@ -88,7 +89,9 @@ def train_generator(
     samples = _open(config, processes)
     with processes.agreed(), torch.device("meta"):  # errors before an autoencoder is trained, not after
         described = generator_for(samples, config.model)
-        _check_storage(config, samples)
+    if config.method == "drift":
+        with processes.agreed():
+            check_drift(config, samples, processes)
     say(f"run      {run_folder(config)}")
     say(f"data     {len(samples.dataset)} samples {list(samples.sample_shape)} of {samples.num_classes} classes")
     say(f"network  {_millions(described)}, {config.method}, on {_describe(processes)}")
@@ -170,7 +173,8 @@ def train_mae(
         size, size_setting = config.mae.batch_size, f"{recipe_setting}.batch_size"
         stream = SampleStream(samples, size, config.seed, processes, config.dataset.num_workers, size_setting)
         objective = MaeObjective(network, processes, stream=stream, recipe=config.mae, seed=config.seed)
-        _run(config, samples, going_on, objective, metadata, around, draw=None)
+        settings_name = f"{recipe_setting}.trainer"
+        _run(config, samples, going_on, objective, metadata, around, draw=None, settings_name=settings_name)
     return run_folder(config)
 
 
@@ -183,15 +187,6 @@ def _start(config: GeneratorTrainConfig | MaeTrainConfig) -> Processes:
 def _open(config: RunConfig, processes: Processes) -> RealSamples:
     with processes.agreed():
         return open_samples(config.dataset, config.seed)
-
-
-def _check_storage(config: GeneratorTrainConfig, samples: RealSamples) -> None:
-    """Require queues that hold the samples: bytes stand for numbers from -1 to 1, which latents exceed."""
-    require(
-        config.method != "drift" or config.drift.bank.storage != "uint8" or samples.tokenizer == "pixels",
-        f"drift.bank.storage=uint8 holds images in [-1, 1], but the data are latents of {samples.tokenizer}, which it "
-        "would clip: set drift.bank.storage=float32, bfloat16 or float16.",
-    )
 
 
 def _drift_objective(
@@ -209,7 +204,7 @@ def _drift_objective(
         bank_config.class_capacity,
         bank_config.unconditional_capacity,
         bank_config.storage,
-        processes.device if bank_config.device == "auto" else choose_device(bank_config.device),
+        processes.device if bank_config.device == "auto" else choose_device(bank_config.device, "drift.bank.device"),
     )
     if config.trainer.compile and loss is drifting_loss:
         loss = compiled_drifting_loss()
@@ -219,7 +214,7 @@ def _drift_objective(
         config.seed,
         processes,
         config.dataset.num_workers,
-        "drift.bank.push_per_step",
+        PUSH_SETTING,
     )
     return DriftObjective(
         network,
@@ -265,6 +260,8 @@ def _find_mae(
     if begun and store.read_state().step >= recipe.trainer.num_steps:
         say(f"MAE      {folder}, trained before")
     else:
+        with processes.agreed():  # what is wrong with the other encoders is said before, too
+            features_for(samples, config.feature, None)
         say("MAE      none was given (feature.mae=...), so one is trained on the same data first")
         train_mae(replace(mae_config, resume=begun), around, processes, _BUSY_MAE, "feature.mae_training")
         if is_past(around.ends_at, processes):
@@ -285,6 +282,7 @@ def _run(
     metadata: dict[str, object],
     around: Surroundings,
     draw: Callable[[Network, int], None] | None,
+    settings_name: str = "trainer",
 ) -> None:
     started = describe_run(around.script, around.overrides)  # now: the checkout may move on while the run goes on
     run_dir, processes = run_folder(config), objective.processes
@@ -302,6 +300,7 @@ def _run(
         metadata=metadata,
         seed=config.seed,
         resume=going_on,
+        settings_name=settings_name,
         ends_at=around.ends_at,
     )
     if processes.is_main:

@@ -30,7 +30,7 @@ from image_gen.training.config import (
     OptimizerConfig,
     RunConfig,
 )
-from image_gen.training.samples import MIRRORED, TOKENIZER_DIGEST
+from image_gen.training.samples import FILES_DIGEST, MIRRORED, TOKENIZER_DIGEST
 
 SETTINGS_FILE = "settings.json"
 # Settings that may change between the parts of a resumed run: they say where and how long, not what is computed.
@@ -57,6 +57,7 @@ _ENCODERS = "encoders_sha256"
 # Digests among the settings -> what a user calls what they stand for.
 _DIGESTS = {
     _ENCODERS: "the weights of its encoders (feature.mae, feature.convnext, feature.own)",
+    f"data.{FILES_DIGEST}": "the image files, by their names (dataset.path)",
     f"data.{TOKENIZER_DIGEST}": "the weights of its tokenizer (dataset.tokenizer_weights)",
 }
 _SECTIONS = {

@@ -27,10 +27,14 @@ from image_gen.training.schedule import LATENTS, row_generator
 
 MIRRORED = "mirrored"  # among the facts: whether half of the samples are mirrored, as dataset.flip and the cache say
 TOKENIZER_DIGEST = "tokenizer_sha256"  # among the facts: of the weights that images become latents with
+FILES_DIGEST = "files_sha256"  # among the facts: of the names of the files, where each image has one
 # Settings of the data -> what a cache calls them.
 _OF_CACHE = {"name": "dataset", "split": "split", "image_size": "image_size", "tokenizer": "tokenizer"}
 # Tokenizers come with data sets and models, so that a value alone does not tell who chose it.
 _CHOSEN_UNLESS_DEFAULT = ("name", "split", "image_size")
+
+# Images: an autoencoder takes gigabytes for so many of 256x256, and a step of a masked autoencoder has thousands.
+_ENCODED_AT_ONCE = 32
 
 
 @dataclass
@@ -62,6 +66,7 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
         return _open_latents(config, seed)
     # Imported here: cached latents need no image decoder.
     from image_gen.data.base import TransformedImages
+    from image_gen.data.image_folder import ImageFolder
     from image_gen.data.source import open_source
     from image_gen.data.transforms import ImageTransform
 
@@ -90,6 +95,7 @@ def open_samples(config: DataConfig, seed: int) -> RealSamples:
             "images": len(images),
             "classes": images.num_classes,
             MIRRORED: flip,
+            **({FILES_DIGEST: images.names_digest()} if isinstance(images, ImageFolder) else {}),
             **({} if encoder is None else {TOKENIZER_DIGEST: weights_digest(encoder)}),
         },
     )
@@ -143,6 +149,30 @@ def _open_latents(config: DataConfig, seed: int) -> RealSamples:
     )
 
 
+def require_shareable(samples: RealSamples, batch_size: int, processes: Processes, size_setting: str) -> None:
+    """Require samples for a whole batch, and a batch that can be shared.
+
+    Args:
+        samples: where from.
+        batch_size: samples a step, over all processes.
+        processes: who shares a batch.
+        size_setting: what the user calls `batch_size`, for messages.
+
+    Raises:
+        ConfigurationError: fewer samples than a batch has, or a batch that cannot be shared.
+    """
+    total = len(samples.dataset)
+    require(
+        batch_size <= total,
+        f"A step takes {batch_size} real samples, but there are {total}: lower {size_setting}.",
+    )
+    require(
+        batch_size % processes.size == 0,
+        f"A step takes {batch_size} real samples, which {processes.size} processes cannot share evenly: make "
+        f"{size_setting} a multiple.",
+    )
+
+
 class SampleStream:
     """Gives the batch of each step to its processes.
 
@@ -167,17 +197,8 @@ class SampleStream:
         num_workers: int = 0,
         size_setting: str = "batch_size",
     ) -> None:
-        total = len(samples.dataset)
-        require(
-            batch_size <= total,
-            f"A step takes {batch_size} real samples, but there are {total}: lower {size_setting}.",
-        )
-        require(
-            batch_size % processes.size == 0,
-            f"A step takes {batch_size} real samples, which {processes.size} processes cannot share evenly: make "
-            f"{size_setting} a multiple.",
-        )
-        self.batch_size, self._total, self._seed = batch_size, total, seed
+        require_shareable(samples, batch_size, processes, size_setting)
+        self.batch_size, self._total, self._seed = batch_size, len(samples.dataset), seed
         self._samples, self._processes, self._num_workers = samples, processes, num_workers
         self._dataset = Batches(samples.dataset)
         self._encoder = None if samples.encoder is None else samples.encoder.to(processes.device)
@@ -198,10 +219,9 @@ class SampleStream:
         images, class_ids = images.to(device, non_blocking=True), class_ids.to(device, non_blocking=True)
         if self._encoder is not None:
             first = self._processes.rank * len(images)
-            rows = range(first, first + len(images))
-            images = self._encoder.encode(
-                images, [row_generator(step, row, self._seed, device, LATENTS) for row in rows]
-            )
+            generators = [row_generator(step, first + row, self._seed, device, LATENTS) for row in range(len(images))]
+            parts = [slice(start, start + _ENCODED_AT_ONCE) for start in range(0, len(images), _ENCODED_AT_ONCE)]
+            images = torch.cat([self._encoder.encode(images[part], generators[part]) for part in parts])
         return images, class_ids
 
     def all(self, step: int) -> tuple[Tensor, Tensor]:

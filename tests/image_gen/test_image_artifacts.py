@@ -104,6 +104,13 @@ def test_an_absent_folder_is_named(tmp_path: Path) -> None:
         load_generator(tmp_path / "absent")
 
 
+def test_a_file_is_not_called_absent(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is a file, no folder\. Give the folder of a run"):
+        load_generator(path)
+
+
 @pytest.mark.parametrize(
     ("load", "name", "repository", "folder"),
     [

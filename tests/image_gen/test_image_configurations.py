@@ -107,6 +107,8 @@ def test_every_configuration_composes() -> None:
         ("feature.mae=null", r"give feature\.mae=.*mae@feature\.mae_training=\.\.\. \(latent_256, latent_640"),
         ("feature.own.factory=a:b", r"feature\.own\.factory=a:b needs feature\.own\.layers"),
         ("feature.own.layers=[a]", r"set feature\.own\.factory"),
+        ("feature.every_k_block=-1", r"^feature\.every_k_block must not be negative"),
+        ("feature.patch_std_size=[2,2]", r"^feature\.patch_std_size must hold different sides"),
         ("feature.own.std=[1,0,1]", r"feature\.own\.std must hold"),
         ("method=gan", "method must be one of drift, flow"),
         ("trainer.precision=int8", "trainer.precision"),
@@ -136,6 +138,7 @@ def test_settings_that_cannot_work_are_refused(override: str, message: str) -> N
         ("trainer.num_steps=0", r"trainer\.num_steps must be at least 1"),
         ("trainer.betas=[0.9]", r"trainer\.betas must be two numbers"),
         ("trainer.precision=int8", r"trainer\.precision must be one of"),
+        ("trainer.sample_every=10", r"trainer\.sample_every must be 0, but is 10: a masked"),
     ],
 )
 def test_settings_of_an_autoencoder_are_refused_by_the_name_that_was_given(setting: str, message: str) -> None:
@@ -151,6 +154,14 @@ def test_settings_of_an_autoencoder_are_refused_by_the_name_that_was_given(setti
     section[name.rpartition(".")[2]] = json.loads(value) if value[0] in "[-01" else value
     with pytest.raises(ConfigurationError, match=rf"^feature\.mae_training\.{message}"):
         from_values(GeneratorTrainConfig, values, "")
+
+
+@pytest.mark.parametrize("setting", ["sharding=fsdp2", "num_threads=3"])
+def test_an_autoencoder_has_the_processes_of_its_generator(setting: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^feature\.mae_training\.trainer\.{setting}, .* set trainer\."):
+        generator_config(f"feature.mae_training.trainer.{setting}")
+    generator_config(f"feature.mae_training.trainer.{setting}", f"trainer.{setting}")
+    mae_config(f"mae.trainer.{setting}")
 
 
 def test_a_recipe_of_an_autoencoder_can_be_chosen() -> None:

@@ -22,7 +22,7 @@ from image_gen.data.base import ArrayImages, TransformedImages, to_tensor
 from image_gen.data.build import DATASETS, build_image_set
 from image_gen.data.cifar10 import read_cifar10
 from image_gen.data.fashion_mnist import read_fashion_mnist
-from image_gen.data.image_folder import ImageFolder
+from image_gen.data.image_folder import AllImages, ImageFolder
 from image_gen.data.source import open_source
 from image_gen.data.transforms import ImageTransform, centre_crop, random_resized_crop
 from image_gen.levels import to_levels
@@ -50,6 +50,19 @@ def test_folders_are_classes_in_the_order_of_their_names(tmp_path: Path) -> None
     assert [path.name for path in images.files] == ["n01_0.JPEG", "n01_1.JPEG", "n02_0.JPEG", "n02_1.JPEG"]
     assert images.image(0).shape == (6, 9, 3)
     np.testing.assert_allclose(images.image(1)[0, 0], (50, 10, 7), atol=3)
+
+
+def test_what_is_hidden_is_no_class_and_no_image(tmp_path: Path) -> None:
+    make_folder(tmp_path)
+    make_folder(tmp_path / ".ipynb_checkpoints", ("copy",))
+    make_folder(tmp_path / "n01", (".thumbnails",))
+    (tmp_path / "n02/._n02_0.JPEG").write_bytes(b"no image")
+    assert ImageFolder(tmp_path).class_names == ["n01", "n02"]
+    assert len(ImageFolder(tmp_path)) == len(AllImages(tmp_path)) == 4
+
+
+def test_a_hidden_folder_that_is_asked_for_is_read(tmp_path: Path) -> None:
+    assert len(ImageFolder(make_folder(tmp_path / ".cache/images"))) == 4
 
 
 def test_other_formats_and_colour_spaces_become_rgb(tmp_path: Path) -> None:
@@ -337,7 +350,7 @@ def test_bytes_and_tensors_round_trip() -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"size": 0}, "size"), ({"crop": "random"}, "crop must be"), ({"min_area": 0.0}, "min_area must be")],
+    [({"size": 0}, "size"), ({"crop": "random"}, r"^dataset\.crop must be"), ({"min_area": 0.0}, "min_area must be")],
 )
 def test_impossible_transforms_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):

@@ -18,7 +18,7 @@ from image_gen.artifacts import save_model
 from image_gen.baselines.classifier import ImageClassifier
 from image_gen.classes import Classes, stored_classes
 from image_gen.data.cache_latents import CacheConfig, cache_latents
-from image_gen.evaluation import EvaluateConfig, evaluate, make_judge, random_rows, score
+from image_gen.evaluation import EvaluateConfig, evaluate, make_judge, random_rows, require_named, score
 from image_gen.metrics.judges import ClassifierJudge, Judge, Judgement, MaeJudge
 from image_gen.metrics.statistics import moments_of
 from image_gen.models import build_generator, build_mae
@@ -363,6 +363,27 @@ def test_networks_of_other_channels_are_refused(tmp_path: Path) -> None:
         make_reference(None, open_samples(DataConfig(split="val"), 0), judge, tiny_sampler(), 100, QUIET)
 
 
+def test_what_is_wrong_is_said_before_a_classifier_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(evaluation, "train_classifier", fail)
+    colour = build_generator("digits_tiny", in_channels=3, out_channels=3, input_size=8)
+    ckpt = str(save_model(colour, tmp_path / "generator", {"tokenizer": "pixels"}))
+    config = EvaluateConfig(ckpt, network="classifier", dataset=DataConfig(), num_samples=20)
+    with pytest.raises(ConfigurationError, match="of 1 channels, but the generator draws 3"):
+        evaluate(config, [], QUIET)
+    with pytest.raises(DataError, match=r"reference=absent\.npz does not exist"):
+        evaluate(replace(config, reference="absent.npz"), [], QUIET)
+
+
+def test_settings_of_the_data_need_their_name() -> None:
+    require_named(None)
+    require_named(composed("evaluate", "ckpt=x", "dataset=digits", "dataset.split=val")["dataset"])
+    with pytest.raises(ConfigurationError, match=r"^dataset\.split=\.\.\. is a setting of no data set"):
+        require_named(composed("evaluate", "ckpt=x", "+dataset.split=val")["dataset"])
+
+
 def test_several_guidance_scales_are_scored_at_once(tmp_path: Path) -> None:
     one, said = evaluated_by(tmp_path, {}, cfg_scale=2.0)
     assert one["cfg_scale"] == 2 and "sweep" not in one and "best" not in said
@@ -379,6 +400,7 @@ def test_several_guidance_scales_are_scored_at_once(tmp_path: Path) -> None:
 
 def test_an_earlier_evaluation_is_kept_unless_it_asked_the_same(tmp_path: Path) -> None:
     first, said = evaluated_by(tmp_path, {}, cfg_scale=2.0)
+    assert said.startswith("Frechet distance")  # bars leave no empty lines where there is no terminal
     assert "kept" not in said and "kept" not in evaluated_by(tmp_path, {}, cfg_scale=2.0)[1]
     second, said = evaluated_by(tmp_path, {}, cfg_scale=3.0)
     kept = tmp_path / "generator/evaluation_1.json"

@@ -232,3 +232,5 @@ def test_judges_without_data_and_unknown_ones_are_refused() -> None:
         EvaluateConfig(ckpt="x", num_manifold=3)
     with pytest.raises(ConfigurationError, match="num_samples=50 must be more than num_nearest=50"):
         EvaluateConfig(ckpt="x", num_samples=50, num_nearest=50)
+    with pytest.raises(ConfigurationError, match=r"network_weights=a\.pth are Inception's, but network=classifier"):
+        EvaluateConfig(ckpt="x", network="classifier", network_weights="a.pth")

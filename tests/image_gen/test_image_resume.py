@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
@@ -132,6 +133,26 @@ def test_weights_of_frozen_networks_that_changed_are_noticed(tmp_path: Path, who
     del settings["encoders_sha256"]  # as older releases did not store it
     (run / "settings.json").write_text(json.dumps(settings))
     train_tiny(tmp_path, own[0], "trainer.num_steps=3", "resume=true")
+
+
+def test_another_folder_of_as_many_images_is_noticed(tmp_path: Path) -> None:
+    def write(folder: Path, name: str) -> Path:
+        for label in ("a", "b"):
+            (folder / label).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (9, 8), (number, 40, 90)).save(folder / label / f"{name} {number}.png")
+        return folder
+
+    own = ["dataset=folder", "dataset.image_size=8", "dataset.num_workers=0"]
+    train_tiny(tmp_path, *own, f"dataset.path={write(tmp_path / 'cats', 'cat')}", "trainer.num_steps=1")
+    (tmp_path / "cats").rename(tmp_path / "moved")
+    train_tiny(tmp_path, *own, f"dataset.path={tmp_path / 'moved'}", "trainer.num_steps=2", "resume=true")
+    dogs = [*own, f"dataset.path={write(tmp_path / 'dogs', 'dog')}"]
+    for more in ("resume=true", "name=second"):  # neither the run nor its autoencoder goes on
+        with pytest.raises(
+            ConfigurationError, match=r"other values of the image files, by their names \(dataset\.path"
+        ):
+            train_tiny(tmp_path, *dogs, more)
 
 
 def test_digests_are_compared_where_both_are_known(tmp_path: Path) -> None:

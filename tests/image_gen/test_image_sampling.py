@@ -1,12 +1,15 @@
 """Images are drawn from the noise of their number, with the class, scale or time that was asked for."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from drift_policy.errors import ConfigurationError
+from image_gen.sample_images import SampleConfig, sample
 from image_gen.sampling import DRIFT, FLOW, Sampler, load_sampler
 from image_gen.tokenizers.base import Randomness, Tokenizer
 from tests.helpers.image_models import small_generator
@@ -80,3 +83,8 @@ def test_what_is_drawn_is_decoded(method: str) -> None:
     channels = sampler.generator.config.out_channels
     sampler.tokenizer = Doubled(channels, channels, factor=1)
     torch.testing.assert_close(sampler.draw(CLASSES, seed=3), 2 * latents)
+
+
+def test_a_picture_is_called_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"a\.jpg must end in \.png"):
+        sample(SampleConfig("nowhere", output=str(tmp_path / "a.jpg")), Console(quiet=True))

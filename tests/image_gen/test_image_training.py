@@ -243,6 +243,11 @@ def test_samples_that_are_not_finite_end_the_training_in_words(
         train_tiny(tmp_path)
 
 
+def test_an_autoencoder_that_diverges_names_its_own_settings(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lower feature\.mae_training\.trainer\.learning_rate \(now 1e\+30\)"):
+        train_tiny(tmp_path, "feature.mae_training.trainer.learning_rate=1e30")
+
+
 def test_other_errors_do_not_pass_for_a_diverged_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def update(loop: object, step: int) -> None:
         raise ValueError("a setting must be a positive finite number.")
@@ -269,6 +274,18 @@ def test_compilation_reaches_the_network_and_the_loss(tmp_path: Path, monkeypatc
     monkeypatch.setattr(torch, "compile", remember)
     train_tiny(tmp_path, "trainer.compile=true")
     assert drift_loss in compiled and any(isinstance(what, DiT) for what in compiled)
+
+
+def test_a_configuration_is_written_where_it_can_be(tmp_path: Path) -> None:
+    config = replace(tiny_generator(tmp_path), write_config=str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"is a folder, .* choose another, write_config=\.\.\. \."):
+        train_program(config, "train.py", [], Console(quiet=True))
+
+
+def test_a_time_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bare_main(["config.json", "--max-seconds", "-1"])
+    assert "--max-seconds must be positive, but is -1" in capsys.readouterr().err
 
 
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,6 +352,22 @@ def test_wrong_folders_and_settings_are_refused(tmp_path: Path, whole: Path) -> 
         train_tiny(tmp_path, "feature.mae=nowhere", "name=other")
     with pytest.raises(ConfigurationError, match="convnext takes colour images"):
         train_tiny(tmp_path, "feature.convnext=x", "name=colour")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("drift.bank.push_per_step=2000", r"lower drift\.bank\.push_per_step"),
+        ("trainer.gradient_accumulation_steps=3", "multiple of 3"),
+        ("trainer.precision=tfloat32", r"trainer\.precision=tfloat32"),
+        ("drift.bank.device=nothing", r"^drift\.bank\.device=nothing cannot be used .*: try drift\.bank\.device=auto"),
+        ("feature.convnext=x", "convnext takes colour images"),
+    ],
+)
+def test_what_is_wrong_is_said_before_an_autoencoder_is_trained(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        train_tiny(tmp_path, override)
+    assert not mae_of(tmp_path / "digits/run").exists()
 
 
 def test_learning_rate_and_classifier_follow_the_paper() -> None:

@@ -1,7 +1,7 @@
 """The latent cache: what the command writes, how it goes on, and what reading it gives."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -241,6 +241,15 @@ def test_latents_beyond_half_precision_are_refused(folder: Path, monkeypatch: py
     monkeypatch.setattr("image_gen.data.source.build_tokenizer", lambda *_: tokenizer)
     with pytest.raises(DataError, match="set dtype=float32"):
         cache_latents(config(folder, dtype="float16"))
+
+
+def test_help_shows_every_setting_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    said = capsys.readouterr().out
+    for setting in fields(CacheConfig):
+        default: Any = setting.default
+        shown = {"???": "...", None: "null"}.get(default, str(default))
+        assert f"\n  {setting.name}={shown.lower() if isinstance(default, bool) else shown} " in said
 
 
 def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from drift_policy.errors import DataError
 from drift_policy.training.parallel import Processes
 from image_gen.tokenizers.base import Randomness, Tokenizer
+from image_gen.training import samples as samples_module
 from image_gen.training.samples import RealSamples, SampleStream
 from image_gen.training.schedule import LATENTS, row_generator
 
@@ -55,6 +56,22 @@ def test_latents_that_are_drawn_do_not_depend_on_the_number_of_processes() -> No
         assert torch.equal(torch.cat([part[0] for part in parts]), images)
     noise = images - numbers.reshape(-1, 1, 1, 1)
     assert len({float(each) for each in noise[:, 0, 0, 0]}) == 6
+
+
+def test_large_batches_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, numbers = batch(0, 1, step=3)
+    sizes: list[int] = []
+    encode = Noisy._encode
+
+    def counted(self: Noisy, images: Tensor, generator: Randomness) -> Tensor:
+        sizes.append(len(images))
+        return encode(self, images, generator)
+
+    monkeypatch.setattr(Noisy, "_encode", counted)
+    monkeypatch.setattr(samples_module, "_ENCODED_AT_ONCE", 4)
+    images, same = batch(0, 1, step=3)
+    assert sizes == [4, 2]
+    assert torch.equal(images, whole) and torch.equal(same, numbers)
 
 
 class Damaged(Numbers):

@@ -123,6 +123,19 @@ def test_absent_vae_weights_are_explained(tmp_path: Path) -> None:
         build_tokenizer("sd_vae", tmp_path)
 
 
+def test_without_a_network_the_vae_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    hub = pytest.importorskip("huggingface_hub")
+
+    def absent(repository: str, **options: object) -> None:
+        raise hub.errors.LocalEntryNotFoundError(f"no network to {repository}.")
+
+    monkeypatch.setattr(hub, "snapshot_download", absent)
+    monkeypatch.setattr(diffusers.AutoencoderKL, "from_pretrained", None)  # tries again for a minute
+    with pytest.raises(CheckpointError, match=r"(?s)no network to stabilityai/sd-vae-ft-mse\)\. .*hf download"):
+        build_tokenizer("sd_vae")
+
+
 def test_incomplete_vae_weights_are_refused(tmp_path: Path) -> None:
     path = small_vae(tmp_path) / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)

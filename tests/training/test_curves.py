@@ -1,5 +1,6 @@
 """The picture of learning curves."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,4 +28,12 @@ def test_a_curve_of_few_points_can_be_seen(
     plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", "title")
     marker = "o" if is_marked else None
     assert markers == {"train/scale": marker, "rollout/score": "o", "train/spread_real": marker}
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_numbers_that_stay_zero_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/gradient_norm\n1,0.0\n2,0.0\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plot_curves(tmp_path / "metrics.csv", tmp_path / "curves.png", "title")
     assert (tmp_path / "curves.png").stat().st_size > 1000

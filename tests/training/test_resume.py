@@ -16,7 +16,7 @@ from rich.console import Console
 from drift_policy import load_policy
 from drift_policy.data.zarr_writer import write_zarr
 from drift_policy.errors import CheckpointError, ConfigurationError, UserError
-from drift_policy.training.folder_guard import claimed_folder
+from drift_policy.training.folder_guard import claimed_folder, refuse_changes
 from drift_policy.training.run import train
 from drift_policy.training.run_folder import check_settings, course_of_a_run, record_settings
 from tests.helpers.point_task import point_demonstrations, point_training
@@ -306,3 +306,14 @@ def test_damaged_last_checkpoint_is_reported(tmp_path: Path) -> None:
     tensors.write_bytes(tensors.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="cannot be resumed"):
         train(point_training(tmp_path, resume=True), [], QUIET)
+
+
+def test_of_dozens_of_settings_that_differ_some_are_listed(tmp_path: Path) -> None:
+    now = {f"s{number}": number for number in range(12)}
+    with pytest.raises(
+        ConfigurationError, match=r"other values of s0, s1, .*, s7 and 4 more\. s0 was None, now 0; "
+    ) as info:
+        refuse_changes(tmp_path, list(now), before={}, now=now)
+    assert "s8" not in str(info.value)
+    with pytest.raises(ConfigurationError, match=r"other values of s0, s1\. Resume"):
+        refuse_changes(tmp_path, ["s0", "s1"])
