@@ -98,7 +98,7 @@ FORMATS: dict[str, DataFormat] = {
     "lerobot": DataFormat(
         read_lerobot,
         count_lerobot,
-        options=("image_size",),
+        options=("image_size", "episodes"),
         memory_map=True,
         container="LeRobot",
         control_hz=lerobot_rate,

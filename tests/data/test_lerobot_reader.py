@@ -88,6 +88,35 @@ def test_a_camera_is_mapped_and_scaled_and_decoded_anew_when_it_changes(tmp_path
     assert read(root, [IMAGE_KEY], memory_map=True, cache_dir=tmp_path / "cache").data[IMAGE_KEY].shape[1:3] == (32, 48)
 
 
+@every_version
+@pytest.mark.parametrize("chosen", [[2, 0], [1], [0, 1, 2]], ids=str)
+def test_chosen_episodes_are_read_alone_in_the_order_of_the_data_set(
+    tmp_path: Path, write: Write, chosen: list[int]
+) -> None:
+    root = write(tmp_path / "robot", image=True, video=True)
+    names = ["action", "observation.tactile", IMAGE_KEY, VIDEO_KEY]
+    whole, part = read_lerobot(root, names), read_lerobot(root, names, episodes=chosen)
+    assert part.content_hash() == whole.select_episodes(sorted(chosen)).content_hash()
+    cached = {"memory_map": True, "cache_dir": tmp_path / "cache"}
+    for episodes in (None, chosen, [1, 2]):
+        mapped = read_lerobot(root, names, episodes=episodes, **cached)
+        assert mapped.content_hash() == read_lerobot(root, names, episodes=episodes).content_hash()
+
+
+def test_files_without_chosen_episodes_need_not_be_there(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "robot", image=True)
+    expected = read_lerobot(root).episode(1)["action"]
+    for index in (0, 2):
+        (root / f"data/chunk-000/episode_{index:06d}.parquet").unlink()
+    assert np.array_equal(read_lerobot(root, episodes=[1]).data["action"], expected)
+
+
+@pytest.mark.parametrize("chosen", [[], [3], [-1], [0, 0], [1.0], [True], ["0"], 1, "12"], ids=str)
+def test_episodes_that_cannot_be_chosen_are_refused(tmp_path: Path, chosen: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"different numbers from 0 to 2, the episodes of .*, but is"):
+        read_lerobot(write_v21(tmp_path / "robot"), episodes=chosen)
+
+
 def test_the_real_data_set_of_a_robot() -> None:
     folder = Path(os.environ.get("DRIFT_POLICY_DATA", "")) / "g1_bottle_lerobot"
     if not os.environ.get("DRIFT_POLICY_DATA") or not folder.is_dir():

@@ -72,7 +72,7 @@ class LerobotFolder:
     version: str  # one of VERSIONS
     fps: float  # steps a second
     features: dict[str, Feature]  # column -> what it holds
-    episodes: tuple[Episode, ...]  # numbered from 0 without gaps
+    episodes: tuple[Episode, ...]  # all, numbered from 0 without gaps, or those that shall be read
     info: dict[str, Any]  # meta/info.json
 
     @property
@@ -165,8 +165,8 @@ def video_clips(folder: LerobotFolder, key: str) -> list[Clip]:
     rows = _episode_rows(folder.root, names)
     with damage_reported(info_file, f"the videos of '{key}'"):
         clips = []
-        for episode, row in zip(folder.episodes, rows, strict=True):
-            chunk, number, start = (row[name] for name in names)
+        for episode in folder.episodes:
+            chunk, number, start = (rows[episode.index][name] for name in names)
             place = {"chunk_index": int(chunk), "file_index": int(number)}
             first = round(float(start) * folder.fps)
             if abs(first - float(start) * folder.fps) > 0.25 or first < 0:
