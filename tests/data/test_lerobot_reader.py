@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="needs the package pyarrow of the lerobot extra")
 
 from drift_policy.data.formats import FORMATS
-from drift_policy.data.readers.lerobot import count_lerobot, read_lerobot
+from drift_policy.data.readers.lerobot import count_lerobot, lerobot_names, read_lerobot
 from drift_policy.errors import ConfigurationError, DataError
 from tests.helpers import lerobot_folders
 from tests.helpers.lerobot_folders import (
@@ -86,6 +86,31 @@ def test_a_camera_is_mapped_and_scaled_and_decoded_anew_when_it_changes(tmp_path
     write_rows(file, demonstrations(), np.full(12, 7, np.uint8), slice(0, n_rows))
     assert read(root, [IMAGE_KEY], **options).data[IMAGE_KEY][:n_rows, 8, 12].max() == 7
     assert read(root, [IMAGE_KEY], memory_map=True, cache_dir=tmp_path / "cache").data[IMAGE_KEY].shape[1:3] == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["x", "y"], ["x", "y"]),
+        ({"motors": ["x", "y"]}, ["x", "y"]),
+        ([["x", "y"]], ["x", "y"]),
+        ({"left": ["x"], "right": ["y"]}, ["x", "y"]),
+        ({"y": 1, "x": 0}, ["x", "y"]),
+        (["x"], None),
+        ([0, 1], None),
+        (None, None),
+        ("position", None),
+    ],
+    ids=str,
+)
+@every_version
+def test_numbers_are_called_as_the_data_set_says(tmp_path: Path, write: Write, names: Any, expected: Any) -> None:
+    root = write(tmp_path / "robot", image=True)
+    described = lerobot_folders.features(False, True)
+    described["action"]["names"] = names
+    change_info(root, features=described)
+    state = {"observation.state": ["a", "b", "c", "d"]}
+    assert lerobot_names(root) == state | ({} if expected is None else {"action": expected})
 
 
 @every_version

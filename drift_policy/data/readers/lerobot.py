@@ -97,6 +97,12 @@ def lerobot_rate(path: str | Path) -> float:
     return open_folder(path).fps
 
 
+def lerobot_names(path: str | Path) -> dict[str, list[str]]:
+    """Return feature -> what its numbers are called, of vectors whose names are known; errors as `read_lerobot`."""
+    features = open_folder(path).features
+    return {name: list(feature.names) for name, feature in features.items() if feature.names}
+
+
 @dataclass(frozen=True)
 class _Selection:
     """The episodes to read: files hold whole episodes, those of v3.0 many."""
