@@ -1,4 +1,4 @@
-"""Errors of Hydra while it composes a configuration, in words that name the settings there are."""
+"""What Hydra says of a configuration, in words of this project: its errors, and the options of its groups."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -8,14 +8,25 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from drift_policy.cli import HYDRA_RAISES, NOT_BY_USER, end_of_composition
 from drift_policy.errors import ConfigurationError
 
 _ADVICE = "To append to your "  # how Hydra's lines begin that advise +setting=value
+
+
+def options_of(*groups: str) -> str:
+    """Return a line for each configuration group of the running program, with its options."""
+    loader = GlobalHydra.instance().config_loader()
+    return "\n".join(f"{group}: {', '.join(sorted(loader.get_group_options(group)))}" for group in groups)
+
+
+# For hydra.help.template: Hydra's $APP_CONFIG_GROUPS has the groups of all programs below configs/.
+OmegaConf.register_new_resolver("options_of", options_of, replace=True)
 
 
 @contextmanager

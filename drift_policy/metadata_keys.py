@@ -22,7 +22,6 @@ def number_name(metadata: Mapping[str, Any], key: str, number: int) -> str:
         key: the observation key, or "action".
         number: counted from 0.
     """
-    match metadata.get(NUMBER_NAMES):
-        case {**names} if isinstance(names.get(key), list) and number < len(names[key]):
-            return f"{key}[{names[key][number]}]"
-    return f"{key}[{number}]"
+    named = metadata.get(NUMBER_NAMES)
+    names = named.get(key) if isinstance(named, dict) else None
+    return f"{key}[{names[number] if isinstance(names, list) and number < len(names) else number}]"

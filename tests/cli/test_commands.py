@@ -192,4 +192,7 @@ def test_help_begins_with_commands(script: str) -> None:
     result = run(script, "--help")
     assert result.returncode == 0 and "powered by Hydra" not in result.stdout
     head, _, settings = result.stdout.partition("== Config ==")
+    _, _, groups = head.partition("== Configuration groups ==")
+    assert "\ntask: adroit_door, " in groups and "image_gen" not in head and "study" not in head
+    assert ("\npolicy/head: diffusion, drift, " in groups) == (script == "train_policy.py")
     assert head.count(f"python {script} ") >= 4 and "device:" in settings and "What they mean:" in settings

@@ -39,7 +39,6 @@ from drift_policy.task import (
 from drift_policy.training.config import TrainConfig
 from drift_policy.training.run import build_policy_and_data, train
 from tests.helpers.documents import run_command
-from tests.helpers.lerobot_folders import write_v21
 from tests.helpers.point_task import point_demonstrations, point_task, point_training
 from tests.helpers.policies import tiny_policy
 from tests.helpers.training_runs import assert_same_state, press_ctrl_c, stop_before_step
@@ -95,6 +94,9 @@ def held_out(run: Path) -> list[int]:
 
 def test_a_checkpoint_knows_what_the_data_call_its_numbers(tmp_path: Path, run: Path) -> None:
     assert load_policy(run).metadata[NUMBER_NAMES] == {}  # zarr files do not say it
+    pytest.importorskip("pyarrow", reason="needs the package pyarrow of the lerobot extra")
+    from tests.helpers.lerobot_folders import write_v21
+
     root = write_v21(tmp_path / "robot", lengths=(20, 20))
     dataset = DatasetConfig("robot", "robot", format="lerobot")
     columns = [ColumnConfig("observation.state", 1, 3), ColumnConfig("action")]
