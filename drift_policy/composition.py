@@ -59,12 +59,13 @@ def _explained(error: CompactHydraException, kind: type[Any], complete: Sequence
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         *path, key = str(cause.full_key).split(".")
         known = [str(name) for name in cause.parent_node]
-        return _unknown_setting(path, key, known, _section(kind, path), bool(path) and path[0] in complete)
+        added = str(error).rpartition(" use ")[2].strip()  # how Hydra's advice ends
+        return _unknown_setting(path, key, known, _section(kind, path), added, bool(path) and path[0] in complete)
     lines = [line for line in str(error).splitlines() if not line.startswith(_ADVICE)]
     return "\n".join([*lines, *([] if cause is None else [str(cause)])])
 
 
-def _unknown_setting(path: list[str], key: str, known: list[str], section: Any, is_complete: bool) -> str:
+def _unknown_setting(path: list[str], key: str, known: list[str], section: Any, added: str, is_complete: bool) -> str:
     """Say that a setting does not exist, which ones do, and how to add it if that is possible.
 
     Args:
@@ -72,12 +73,13 @@ def _unknown_setting(path: list[str], key: str, known: list[str], section: Any, 
         key: its name there.
         known: the names that the files give a value.
         section: type of the section, as far as `_section` knows it.
+        added: the argument that adds the setting.
         is_complete: whether no others can be added, even if the type allows it.
     """
     name = ".".join([*path, key])
     of_type = [field.name for field in fields(section)] if is_dataclass(section) else []
     if key in of_type:
-        return f"{name} has no value in the files of this configuration: add it with a plus, +{name}=... ."
+        return f"{name} has no value in the files of this configuration: add it with a plus, {added} ."
     names = list(dict.fromkeys([*known, *of_type]))
     close = get_close_matches(key, names)
     place = ".".join(path) or "the configuration"
@@ -87,7 +89,7 @@ def _unknown_setting(path: list[str], key: str, known: list[str], section: Any, 
     else:
         text += f"; {place} has {', '.join(names) or 'no settings'}."
     if get_origin(section) is dict and not is_complete:
-        text += f" {place} takes names of your own too: with a plus, +{name}=... ."
+        text += f" {place} takes names of your own too: with a plus, {added} ."
     return text
 
 
