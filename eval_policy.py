@@ -6,6 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from drift_policy.cli import command_line, resolved
+from drift_policy.composition import composition_errors
 from drift_policy.config import parse_config
 from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.task_files import further_task_folders, given_settings
@@ -22,4 +23,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command_line(), composition_errors(EvalConfig):
+        main()

@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from drift_policy.cli import command_line, resolved
+from drift_policy.composition import composition_errors
 from drift_policy.config import parse_config
 from drift_policy.task_files import given_settings
 from drift_policy.training.config import TrainConfig
@@ -19,4 +20,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command_line(), composition_errors(TrainConfig, complete=["policy"]):
+        main()

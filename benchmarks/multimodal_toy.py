@@ -24,6 +24,7 @@ from torch import Tensor
 
 from drift_policy import Policy, build_policy
 from drift_policy.cli import command_line, resolved
+from drift_policy.composition import composition_errors
 from drift_policy.config import parse_config
 from drift_policy.data.normalizer import Normalizer
 from drift_policy.errors import require
@@ -206,4 +207,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command_line(), composition_errors(ToyConfig, complete=["task", "policy"]):
+        main()

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.study_reuse import EVALUATION, MACHINE, TRAINING, sources, what_changed
 from drift_policy.cli import command_line, resolved
+from drift_policy.composition import composition_errors
 from drift_policy.config import parse_config
 from drift_policy.errors import ConfigurationError, UserError
 from drift_policy.manifest import write_json
@@ -183,4 +184,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command_line(), composition_errors(StudyConfig):
+        main()

@@ -1,6 +1,7 @@
 """What the command-line programs share: the console, resolved configurations, and errors without tracebacks."""
 
 import errno
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from drift_policy.config import parse_config
 from drift_policy.errors import ConfigurationError, RunStoppedError, UserError
 
 Config = TypeVar("Config")
+# Variables of the environment: with the first one Hydra raises its errors instead of printing them; the second one says
+# that it was `composition.composition_errors` that set it.
+HYDRA_RAISES = "HYDRA_FULL_ERROR"
+NOT_BY_USER = "DRIFT_POLICY_READS_HYDRA_ERRORS"
 
 
 def of_task(name: str, default: Any, *, _root_: DictConfig) -> Any:
@@ -53,11 +58,12 @@ def _exit(message: str, title: str, code: int) -> None:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """Return a composed configuration as plain values, interpolations filled in.
+    """Return a composed configuration as plain values, interpolations filled in; its composition ends here.
 
     Raises:
         ConfigurationError: a required value is missing or an interpolation leads nowhere.
     """
+    end_of_composition()
     try:
         return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
@@ -65,6 +71,12 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
             f"{error.full_key or 'The configuration'} has no usable value: {str(error).splitlines()[0].rstrip('.')}. "
             f"Set it on the command line: {error.full_key or 'key'}=... ."
         ) from error
+
+
+def end_of_composition() -> None:
+    """Let Hydra report as ever what the function of the program raises, here and in programs that this one starts."""
+    if os.environ.pop(NOT_BY_USER, None):
+        os.environ.pop(HYDRA_RAISES, None)
 
 
 def parse_arguments(kind: type[Config], arguments: Sequence[str], usage: str) -> Config:

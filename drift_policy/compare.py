@@ -96,10 +96,45 @@ def _read(file: Path) -> Run:
         manifest = json.loads(file.read_text())
         if not {"task", "training", "policy"} <= manifest.keys():
             raise ValueError("it is not that of a training")
+        _check(manifest)
         name = file.parent.name if file.name == MANIFEST else file.stem
         return Run(f"{manifest['task']}/{name}", manifest)
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} cannot be compared: {error}.") from error
+        raise UserError(
+            f"{file} cannot be compared: {error}. A training writes it at its end: copy it again from where the run "
+            "was made, or leave this run out."
+        ) from error
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """Require what a row shows; ValueError that names what is missing or of another kind."""
+    _require(manifest, "task", str)
+    for name in ("training.steps", "training.seconds"):
+        _require(manifest, name, int | float)
+    for name in ("policy.head.name", "policy.network.name"):
+        _require(manifest, name, str)
+    for section, numbers in (("evaluation", ("score", "success")), ("open_loop", ("action_error",))):
+        if not manifest.get(section):
+            continue
+        _require(manifest, f"{section}.network_evaluations", int | float)
+        if manifest[section].get("latency_ms"):
+            _require(manifest, f"{section}.latency_ms.p50", int | float)
+        if "protocol" in manifest[section]:
+            _require(manifest, f"{section}.protocol", dict)
+        for number, episode in enumerate(_require(manifest, f"{section}.episodes", list)):
+            for what in numbers:
+                _require(episode, what, int | float, f"{section}.episodes.{number}.")
+
+
+def _require(values: Any, name: str, kind: Any, where: str = "") -> Any:
+    """Return what stands under a dotted name; ValueError if that is nothing, or not of its kind."""
+    for key in name.split("."):
+        if not isinstance(values, dict) or key not in values:
+            raise ValueError(f"it has no {where}{name}")
+        values = values[key]
+    if not isinstance(values, kind):
+        raise ValueError(f"its {where}{name} is {values!r:.80}")
+    return values
 
 
 def _row(name: str, runs: Sequence[Run]) -> dict[str, str]:

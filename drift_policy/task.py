@@ -162,6 +162,7 @@ class Demonstrations:
     source: ResolvedData
     environment: dict[str, Any] = field(default_factory=dict)  # what the data say about it; see EnvConfig.from_data
     control_hz: float | None = None  # steps a second, if the data say it
+    names: dict[str, list[str]] = field(default_factory=dict)  # column -> what its numbers are called, where it is said
 
     @cached_property
     def content_hash(self) -> str:
@@ -199,7 +200,18 @@ def load_demonstrations(
         said = data_format.environment(resolved.path, task.dataset.options)
     said = {name: said[name] for name in asked if name in said}
     control_hz = None if data_format.control_hz is None else data_format.control_hz(resolved.path)
-    return Demonstrations(buffer, resolved, said, control_hz)
+    names = {} if data_format.names is None else data_format.names(resolved.path)
+    return Demonstrations(buffer, resolved, said, control_hz, names)
+
+
+def number_names(task: TaskConfig, demonstrations: Demonstrations) -> dict[str, list[str]]:
+    """Return observation key or "action" -> what the data call its numbers, of those whose columns all say it."""
+    columns = {key: observation.columns for key, observation in task.observations.items()} | {"action": task.action}
+    return {
+        key: [name for part in parts for name in demonstrations.names[part.name][part.start : part.stop]]
+        for key, parts in columns.items()
+        if all(part.name in demonstrations.names for part in parts)
+    }
 
 
 def control_rate(task: TaskConfig, demonstrations: Demonstrations) -> float | None:

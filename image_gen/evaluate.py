@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from drift_policy.cli import command_line, resolved  # noqa: E402
+from drift_policy.composition import composition_errors  # noqa: E402
 from drift_policy.config import parse_config  # noqa: E402
 from image_gen.evaluation import EvaluateConfig, evaluate, require_named  # noqa: E402
 
@@ -26,4 +27,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command_line(), composition_errors(EvaluateConfig):
+        main()

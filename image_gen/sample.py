@@ -10,6 +10,7 @@ import hydra  # noqa: E402  # after the path is set
 from omegaconf import DictConfig  # noqa: E402
 
 from drift_policy.cli import command_line, resolved  # noqa: E402
+from drift_policy.composition import composition_errors  # noqa: E402
 from drift_policy.config import parse_config  # noqa: E402
 from image_gen.sample_images import SampleConfig, sample  # noqa: E402
 
@@ -22,4 +23,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command_line(), composition_errors(SampleConfig):
+        main()

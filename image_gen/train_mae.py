@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
 from drift_policy.cli import command_line, resolved  # noqa: E402
+from drift_policy.composition import composition_errors  # noqa: E402
 from drift_policy.config import parse_config  # noqa: E402
 from image_gen.training.config import MaeTrainConfig  # noqa: E402
 from image_gen.training.program import run_program  # noqa: E402
@@ -25,4 +26,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with command_line(), composition_errors(MaeTrainConfig):
+        main()

@@ -7,7 +7,7 @@ from typing import Any
 
 from drift_policy.data.readers.kitchen_mjl import count_kitchen_mjl, read_kitchen_mjl
 from drift_policy.data.readers.kitchen_numpy import count_kitchen_numpy, read_kitchen_numpy
-from drift_policy.data.readers.lerobot import count_lerobot, lerobot_rate, read_lerobot
+from drift_policy.data.readers.lerobot import count_lerobot, lerobot_names, lerobot_rate, read_lerobot
 from drift_policy.data.readers.minari import count_minari, read_minari
 from drift_policy.data.readers.npz import count_npz, read_npz
 from drift_policy.data.readers.robomimic import count_robomimic, describe_robomimic, read_robomimic
@@ -34,6 +34,7 @@ class DataFormat:
     # What the action numbers mean when read with these options, None if that is not known; task.action_space must say
     # the same.
     action_space: Callable[[Mapping[str, Any]], str | None] | None = None
+    names: Callable[[Path], dict[str, list[str]]] | None = None  # column -> names of its numbers, if known
     control_hz: Callable[[Path], float] | None = None  # steps a second that a file or folder was recorded at
 
 
@@ -98,9 +99,10 @@ FORMATS: dict[str, DataFormat] = {
     "lerobot": DataFormat(
         read_lerobot,
         count_lerobot,
-        options=("image_size",),
+        options=("image_size", "episodes"),
         memory_map=True,
         container="LeRobot",
+        names=lerobot_names,
         control_hz=lerobot_rate,
     ),
     "robomimic": DataFormat(

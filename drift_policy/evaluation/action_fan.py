@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from drift_policy.data.dataset import WindowDataset
 from drift_policy.evaluation.chunked_episode import ChunkedEpisode
 from drift_policy.evaluation.rollout import MakeEnv
+from drift_policy.metadata_keys import number_name
 from drift_policy.policy import Policy
 from drift_policy.policy_config import ACTION
 
@@ -140,7 +141,7 @@ def _curves(policy: Policy, moments: Sequence[_Moment]) -> Figure:
             if moment.demonstrated is not None:
                 axis.plot(moment.demonstrated[:, number], color="black", linewidth=1.6, label="demonstrated")
             axis.axvspan(now - 0.5, now + policy.n_action_steps - 0.5, color="black", alpha=0.06, label="executed")
-        row[0].set_ylabel(f"action[{number}]")
+        row[0].set_ylabel(number_name(policy.metadata, ACTION, number))
     for axis, moment in zip(axes[0], moments, strict=True):
         axis.set_title(f"step {moment.step}")
     for axis in axes[-1]:

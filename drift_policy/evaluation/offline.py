@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from drift_policy.data.dataset import WindowDataset
 from drift_policy.data.ranges import far_numbers
@@ -17,8 +18,9 @@ from drift_policy.errors import CheckpointError, ConfigurationError
 from drift_policy.evaluation.action_fan import FAN, picture_demonstrated_fan
 from drift_policy.evaluation.open_loop import OpenLoopEpisode, OpenLoopResult, measure_open_loop, picture_open_loop
 from drift_policy.evaluation.rollout import EvaluationConfig
-from drift_policy.metadata_keys import TRAINED_EPISODES
+from drift_policy.metadata_keys import TRAINED_EPISODES, number_name
 from drift_policy.policy import Policy
+from drift_policy.policy_config import ACTION
 from drift_policy.task import Demonstrations, TaskConfig, make_windows, observation_specs
 
 PICTURE = "open_loop.png"
@@ -55,7 +57,7 @@ def evaluate_offline(
             progress.advance(bar)
 
         result = measure_open_loop(policy, windows, episode_ends, config, on_episode)
-    console.print(_table(result))
+    console.print(_table(result, policy))
     return result
 
 
@@ -63,7 +65,7 @@ def draw_open_loop(
     policy: Policy, windows: WindowDataset, result: OpenLoopResult, folder: Path, console: Console
 ) -> None:
     """Draw the first episode of a measurement, and what the policy draws at moments of it, into a folder."""
-    picture_open_loop(result.episodes[0], folder / PICTURE)
+    picture_open_loop(policy, result.episodes[0], folder / PICTURE)
     picture_demonstrated_fan(policy, windows, folder / FAN)
     console.print(f"pictures {folder}: {PICTURE}, {FAN}", highlight=False)
 
@@ -98,7 +100,7 @@ def windows_to_evaluate(
             f"{found} and {windows.action.shape[1]}: the checkpoint belongs to another task."
         )
     arrays = windows.stats_arrays()
-    far = far_numbers(policy.normalizer, arrays)
+    far = far_numbers(policy.normalizer, arrays, policy.metadata)
     if far:
         count = sum(array.shape[1] for array in arrays.values())
         console.print(
@@ -147,7 +149,7 @@ def open_loop_manifest(policy: Policy, result: OpenLoopResult, config: Evaluatio
     }
 
 
-def _table(result: OpenLoopResult) -> Table:
+def _table(result: OpenLoopResult, policy: Policy) -> Table:
     n_decisions = sum(len(episode.predicted) for episode in result.episodes)
     n_episodes = len(result.episodes)
     table = Table(title=f"open loop on {n_episodes} episode{'s' * (n_episodes != 1)}, {n_decisions} decisions")
@@ -160,6 +162,7 @@ def _table(result: OpenLoopResult) -> Table:
     ):
         table.add_row(label, f"{interval.mean:.4g}", interval.span(".4g"))
     worst = int(np.argmax(result.error_of_numbers))
-    table.add_row(f"largest error: action[{worst}]", f"{result.error_of_numbers[worst]:.4g}", "")
+    name = Text(f"largest error: {number_name(policy.metadata, ACTION, worst)}")  # as text: brackets are no markup
+    table.add_row(name, f"{result.error_of_numbers[worst]:.4g}", "")
     table.add_row("decision p50 / p99, ms", f"{result.latency(50):.2f}", f"{result.latency(99):.2f}")
     return table

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from drift_policy.data.dataset import WindowDataset
 from drift_policy.evaluation.rollout import EvaluationConfig, episode_generator
 from drift_policy.evaluation.statistics import Interval, mean_interval
+from drift_policy.metadata_keys import number_name
 from drift_policy.policy import Policy
 from drift_policy.policy_config import ACTION
 
@@ -129,7 +130,7 @@ def _measured(policy: Policy, episode: int, predicted: torch.Tensor, demonstrate
     )
 
 
-def picture_open_loop(episode: OpenLoopEpisode, path: Path) -> None:
+def picture_open_loop(policy: Policy, episode: OpenLoopEpisode, path: Path) -> None:
     """Draw demonstrated and predicted actions over the steps of an episode: the 12 numbers that move most."""
     n_decisions, n_steps, n_numbers = episode.predicted.shape
     shown = np.sort(np.argsort(-episode.demonstrated.std(axis=(0, 1)))[:_MAX_PANELS])
@@ -146,7 +147,7 @@ def picture_open_loop(episode: OpenLoopEpisode, path: Path) -> None:
         for decision in range(n_decisions):
             label = "predicted, one line a decision" if decision == 0 else None
             axis.plot(steps[decision], episode.predicted[decision, :, number], color="tab:orange", label=label)
-        axis.set_title(f"action[{number}]")
+        axis.set_title(number_name(policy.metadata, ACTION, int(number)))
         axis.set_xlabel("step")
     axes.flat[0].legend(fontsize=8)
     left_out = f"; {len(shown)} of {n_numbers} numbers, those that move most" if len(shown) < n_numbers else ""

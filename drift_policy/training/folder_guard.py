@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ AUTO = "auto"  # of `resume`: go on if there is something to go on with, as a re
 OTHER_NAME = "give this run another name, name=... ."
 _LOCK_FILE = ".lock"
 _MOST_NAMED = 8  # differing settings that a message lists: another task or data set differs in dozens
+_ATTEMPTS = 100  # to make and lock a folder that other processes remove
 
 
 def goes_on(resume: bool | str, holds_run: Callable[[], bool]) -> bool:
@@ -41,7 +42,8 @@ def claimed_folder(
 ) -> Iterator[None]:
     """Hold the folder of a run for this process.
 
-    A folder without a checkpoint, as an early error leaves it, may be used again.
+    A folder without a checkpoint may be used again. One that was made here is removed if nothing was written to it, as
+    after an early error.
 
     Args:
         run_dir: the folder; made if it is missing.
@@ -115,19 +117,58 @@ def refuse_changes(
 
 @contextmanager
 def _locked(folder: Path, if_busy: str) -> Iterator[None]:
+    """Hold a folder; one that was made for this and that nothing was written to is gone afterwards, as are its parents.
+
+    Another process may wait at each step: it never holds a lock file that is no longer there (`_open_lock`), and only
+    empty folders are removed.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    lock = _open_lock(folder, if_busy)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"The folder {folder} cannot be written ({error}): choose another, output=... .") from error
-    try:
+        yield
+    finally:
+        with suppress(OSError):  # a folder that somebody took away during the run
+            if made and os.listdir(folder) == [_LOCK_FILE]:
+                (folder / _LOCK_FILE).unlink()
+        fcntl.flock(lock, fcntl.LOCK_UN)  # worker processes may still hold copies of the descriptor
+        os.close(lock)
+        with suppress(OSError):  # the first that holds something
+            for place in made:
+                place.rmdir()
+
+
+def _open_lock(folder: Path, if_busy: str) -> int:
+    """Return the descriptor of the lock file of a folder, both made if they are missing, once this process holds it.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another process has just removed the folder that it had made
+            continue
+        except OSError as error:
+            raise _not_writable(folder, str(error)) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            os.close(lock)
             raise UserError(f"Another process is training in {folder}: {if_busy}") from error
-        try:
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)  # worker processes may still hold copies of the descriptor
-    finally:
-        os.close(lock)
+        if _is_file(lock, folder / _LOCK_FILE):
+            return lock
+        os.close(lock)  # removed between opening and locking it
+    raise _not_writable(folder, "folders or files that are made there disappear")
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether a path still leads to the file that was opened."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _not_writable(folder: Path, why: str) -> UserError:
+    return UserError(f"The folder {folder} cannot be written ({why}): choose another, output=... .")

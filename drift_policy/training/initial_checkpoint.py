@@ -102,7 +102,7 @@ def start_from(
     if policy.mirror is not None:
         _take_mirror(policy, policy.mirror, initial.policy.mirror, data.train, say)
     if initial.is_new:
-        _note_range(initial.policy, data.train.stats_arrays(), say)
+        _note_range(initial.policy, data.train.stats_arrays(), policy.metadata, say)
     policy.metadata[INITIAL_CHECKPOINT] = initial.origin
     if TRAINED_EPISODES in policy.metadata:
         _take_trained_episodes(policy, initial.policy)
@@ -194,7 +194,7 @@ def _take_mirror(policy: Policy, mirror: Mirror, given: Mirror | None, windows: 
     fit_mirror(policy, windows)
 
 
-def _note_range(initial: Policy, arrays: Mapping[str, np.ndarray], say: Say) -> None:
+def _note_range(initial: Policy, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any], say: Say) -> None:
     """Say which number of the demonstrations lies farthest outside the range of the normaliser, if any lies far.
 
     One that was constant in the checkpoint's data may have any scale: refused rather than told if it moves now.
@@ -202,9 +202,10 @@ def _note_range(initial: Policy, arrays: Mapping[str, np.ndarray], say: Say) -> 
     Args:
         initial: the policy with the normaliser.
         arrays: key -> every step of the demonstrations, [N, D].
+        metadata: of the policy that is trained, which may name the numbers.
         say: where to report.
     """
-    far = far_numbers(initial.normalizer, arrays)
+    far = far_numbers(initial.normalizer, arrays, metadata)
     if far:
         require(
             max(far)[0] <= _TOO_FAR,

@@ -33,6 +33,7 @@ from drift_policy.metadata_keys import (
     CONTROL_RATE,
     ENVIRONMENT_MADE,
     INITIAL_CHECKPOINT,
+    NUMBER_NAMES,
     SIMULATORS,
     TRAINED_EPISODES,
 )
@@ -50,6 +51,7 @@ from drift_policy.task import (
     load_demonstrations,
     make_env_factory,
     make_windows,
+    number_names,
     observation_specs,
 )
 from drift_policy.training.checkpoint import CheckpointStore
@@ -281,6 +283,7 @@ def build_policy_and_data(
         "score_name": config.task.score_name,
         ACTION_SPACE: config.task.action_space,
         CONTROL_RATE: control_rate(config.task, demonstrations),
+        NUMBER_NAMES: number_names(config.task, demonstrations),
         ENVIRONMENT_MADE: config.task.env.made_as() if config.task.env else None,
         SIMULATORS: simulator_versions() if config.task.env else {},
         "data": demonstrations.describe(config.task.dataset.name),

@@ -80,7 +80,7 @@ def test_fine_tuning_starts_from_a_run(folder: Path, trained: Path, tmp_path: Pa
     [
         (["initial_ckpt=/nowhere/run"], "/nowhere/run does not exist. Give a run folder"),
         (["task=psht"], "pusht"),
-        (["trainer.num_stepz=3"], "num_stepz"),
+        (["trainer.num_stepz=3"], "trainer.num_stepz does not exist; did you mean trainer.num_steps"),
         (["trainer.num_steps=many"], "trainer.num_steps"),
         (["policy.network.widht=3"], "widht"),
         (["policy.horizon=4"], "horizon=4"),
@@ -132,7 +132,7 @@ def test_nan_in_demonstrations_is_explained(folder: Path, tmp_path: Path) -> Non
         (["ckpt=nowhere"], "nowhere does not exist"),
         (["ckpt={run}", "task=psht"], "Could not find 'task/psht'"),
         (["ckpt={run}", "evaluation.n_episodes=0"], "n_episodes"),
-        (["ckpt={run}", "evaluation.sead=0"], "sead"),
+        (["ckpt={run}", "evaluation.sead=0"], "evaluation.sead does not exist; evaluation has n_episodes, start_seed"),
         (["ckpt={run}", "device=warp"], "device=warp"),
         (["ckpt={run}", "video_episodes=-1"], "video_episodes"),
     ],
@@ -192,4 +192,7 @@ def test_help_begins_with_commands(script: str) -> None:
     result = run(script, "--help")
     assert result.returncode == 0 and "powered by Hydra" not in result.stdout
     head, _, settings = result.stdout.partition("== Config ==")
+    _, _, groups = head.partition("== Configuration groups ==")
+    assert "\ntask: adroit_door, " in groups and "image_gen" not in head and "study" not in head
+    assert ("\npolicy/head: diffusion, drift, " in groups) == (script == "train_policy.py")
     assert head.count(f"python {script} ") >= 4 and "device:" in settings and "What they mean:" in settings

@@ -113,6 +113,35 @@ def test_what_is_no_finished_run_is_an_error(tmp_path: Path, content: str | None
         find_runs([tmp_path])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training": {"steps": 20}}, "it has no training.seconds. A training writes it .* leave this run out"),
+        ({"policy": {"head": "drift"}}, "it has no policy.head.name"),
+        ({"training": {"steps": "many", "seconds": 1}}, "its training.steps is 'many'"),
+        ({"evaluation": []}, None),
+        ({"evaluation": [1]}, "it has no evaluation.network_evaluations"),
+        ({"evaluation": {"episodes": [], "network_evaluations": 1, "latency_ms": {}}}, None),
+        ({"evaluation": {"episodes": [], "network_evaluations": 1, "latency_ms": 5}}, "no evaluation.latency_ms.p50"),
+        ({"evaluation": {"network_evaluations": 1}}, "it has no evaluation.episodes"),
+        (
+            {"evaluation": {"episodes": [{"score": 1.0}], "network_evaluations": 1}},
+            "it has no evaluation.episodes.0.success",
+        ),
+        ({"open_loop": {"episodes": [3], "network_evaluations": 1}}, "it has no open_loop.episodes.0.action_error"),
+    ],
+)
+def test_a_damaged_manifest_is_an_error_that_says_what_is_wrong(
+    tmp_path: Path, changes: dict[str, Any], message: str | None
+) -> None:
+    file = write(tmp_path / "drift_seed0" / "manifest.json", manifest(EPISODES, **changes))
+    if message is None:
+        assert cells([file])["run"] == ["pusht/drift_seed0"]
+        return
+    with pytest.raises(UserError, match=rf"{file} cannot be compared: .*{message}"):
+        comparison(find_runs([file]))
+
+
 def test_nothing_to_compare_is_an_error(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["compare"])
     with pytest.raises(SystemExit) as ended:

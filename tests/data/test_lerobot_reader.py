@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("pyarrow", reason="needs the package pyarrow of the lerobot extra")
 
 from drift_policy.data.formats import FORMATS
-from drift_policy.data.readers.lerobot import count_lerobot, read_lerobot
+from drift_policy.data.readers.lerobot import count_lerobot, lerobot_names, read_lerobot
 from drift_policy.errors import ConfigurationError, DataError
 from tests.helpers import lerobot_folders
 from tests.helpers.lerobot_folders import (
@@ -86,6 +86,60 @@ def test_a_camera_is_mapped_and_scaled_and_decoded_anew_when_it_changes(tmp_path
     write_rows(file, demonstrations(), np.full(12, 7, np.uint8), slice(0, n_rows))
     assert read(root, [IMAGE_KEY], **options).data[IMAGE_KEY][:n_rows, 8, 12].max() == 7
     assert read(root, [IMAGE_KEY], memory_map=True, cache_dir=tmp_path / "cache").data[IMAGE_KEY].shape[1:3] == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["x", "y"], ["x", "y"]),
+        ({"motors": ["x", "y"]}, ["x", "y"]),
+        ([["x", "y"]], ["x", "y"]),
+        ({"left": ["x"], "right": ["y"]}, ["x", "y"]),
+        ({"y": 1, "x": 0}, ["x", "y"]),
+        (["x"], None),
+        ([0, 1], None),
+        (None, None),
+        ("position", None),
+    ],
+    ids=str,
+)
+@every_version
+def test_numbers_are_called_as_the_data_set_says(tmp_path: Path, write: Write, names: Any, expected: Any) -> None:
+    root = write(tmp_path / "robot", image=True)
+    described = lerobot_folders.features(False, True)
+    described["action"]["names"] = names
+    change_info(root, features=described)
+    state = {"observation.state": ["a", "b", "c", "d"]}
+    assert lerobot_names(root) == state | ({} if expected is None else {"action": expected})
+
+
+@every_version
+@pytest.mark.parametrize("chosen", [[2, 0], [1], [0, 1, 2]], ids=str)
+def test_chosen_episodes_are_read_alone_in_the_order_of_the_data_set(
+    tmp_path: Path, write: Write, chosen: list[int]
+) -> None:
+    root = write(tmp_path / "robot", image=True, video=True)
+    names = ["action", "observation.tactile", IMAGE_KEY, VIDEO_KEY]
+    whole, part = read_lerobot(root, names), read_lerobot(root, names, episodes=chosen)
+    assert part.content_hash() == whole.select_episodes(sorted(chosen)).content_hash()
+    cached = {"memory_map": True, "cache_dir": tmp_path / "cache"}
+    for episodes in (None, chosen, [1, 2]):
+        mapped = read_lerobot(root, names, episodes=episodes, **cached)
+        assert mapped.content_hash() == read_lerobot(root, names, episodes=episodes).content_hash()
+
+
+def test_files_without_chosen_episodes_need_not_be_there(tmp_path: Path) -> None:
+    root = write_v21(tmp_path / "robot", image=True)
+    expected = read_lerobot(root).episode(1)["action"]
+    for index in (0, 2):
+        (root / f"data/chunk-000/episode_{index:06d}.parquet").unlink()
+    assert np.array_equal(read_lerobot(root, episodes=[1]).data["action"], expected)
+
+
+@pytest.mark.parametrize("chosen", [[], [3], [-1], [0, 0], [1.0], [True], ["0"], 1, "12"], ids=str)
+def test_episodes_that_cannot_be_chosen_are_refused(tmp_path: Path, chosen: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"different numbers from 0 to 2, the episodes of .*, but is"):
+        read_lerobot(write_v21(tmp_path / "robot"), episodes=chosen)
 
 
 def test_the_real_data_set_of_a_robot() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 from drift_policy.data.dataset import Column, WindowDataset
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.evaluation import action_fan
+from drift_policy.evaluation.open_loop import OpenLoopEpisode, picture_open_loop
+from drift_policy.metadata_keys import NUMBER_NAMES, number_name
 from tests.helpers.policies import tiny_policy
 
 
@@ -61,6 +64,22 @@ def test_samples_are_drawn_beside_the_demonstrated_chunk(drawn: list[Figure], tm
     assert len(first.get_lines()) == 64 + 1  # samples, the demonstration
     (executed,) = [patch for patch in first.patches if patch.get_label() == "executed"]
     assert executed.get_path().get_extents(executed.get_patch_transform()).intervalx.tolist() == [0.5, 3.5]
+
+
+def test_numbers_that_the_data_name_are_called_so(drawn: list[Figure], tmp_path: Path) -> None:
+    windows, policy = windows_of(0, action_dim=3), tiny_policy(observations={"obs": 3}, action_dim=3)
+    policy.metadata[NUMBER_NAMES] = {"action": ["x", "y", "gripper"]}
+    action_fan.picture_demonstrated_fan(policy, windows, tmp_path / "fan.png")
+    called = ["action[x]", "action[y]", "action[gripper]"]
+    assert [axes.get_ylabel() for axes in drawn[0].axes[:: len(drawn[0].axes) // 3]] == called
+    chunks = windows.batch(np.arange(3))["action"].numpy()
+    picture_open_loop(policy, OpenLoopEpisode(0, chunks, chunks, 0.0), tmp_path / "open_loop.png")
+    assert [axes.get_title() for axes in drawn[1].axes[:3]] == called
+
+
+@pytest.mark.parametrize("metadata", [{}, {NUMBER_NAMES: {}}, {NUMBER_NAMES: {"action": ["x"]}}, {NUMBER_NAMES: 3}])
+def test_a_number_without_a_name_is_called_by_its_place(metadata: dict[str, Any]) -> None:
+    assert number_name(metadata, "action", 1) == "action[1]"
 
 
 def test_numbers_that_hardly_vary_are_left_out(drawn: list[Figure], tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_folders_of_running_trainings_are_refused(tmp_path: Path) -> None:
         pytest.raises(UserError, match=r"Another process is training in .*run: give this run another name"),
     ):
         train_generator(config, quiet_surroundings())
+    assert not run_folder(config).exists()  # nothing was written
     with (
         claimed_folder(mae_of(run_folder(config)), lambda: False, False, ""),
         pytest.raises(UserError, match=r"training in .*mae_digits_tiny_seed0: this run needs that .* feature\.mae="),

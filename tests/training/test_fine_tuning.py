@@ -292,7 +292,7 @@ def test_numbers_far_outside_the_normaliser_are_told(tmp_path: Path, first: Path
 @pytest.mark.parametrize("end", [OBS_LOW - 12, OBS_HIGH + 12])
 def test_numbers_far_below_and_far_above_the_range_are_told(end: float) -> None:
     said: list[str] = []
-    _note_range(tiny_policy(), {"obs": np.full((2, 5), end, np.float32)}, said.append)
+    _note_range(tiny_policy(), {"obs": np.full((2, 5), end, np.float32)}, {}, said.append)
     assert len(said) == 1 and "5 of 5 numbers of the demonstrations lie far outside" in said[0]
 
 

@@ -2,7 +2,9 @@
 
 import csv
 import json
-from contextlib import AbstractContextManager
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -287,6 +289,50 @@ def test_a_folder_is_held_by_one_training_at_a_time(tmp_path: Path) -> None:
         pass
     with claim():
         pass
+
+
+def test_a_start_that_fails_before_it_writes_leaves_nothing_behind(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    with pytest.raises(UserError, match="sharding"):
+        train(point_training(tmp_path, trainer={"sharding": "fsdp2"}), [], QUIET)
+    with pytest.raises(UserError, match="batch_size"):
+        train(point_training(tmp_path, trainer={"batch_size": 100_000}), [], QUIET)
+    with pytest.raises(UserError, match="nothing to resume"):
+        train(point_training(tmp_path, resume=True), [], QUIET)
+    assert not runs.exists()
+
+
+def test_a_failed_start_keeps_a_folder_that_was_there_or_holds_something(tmp_path: Path) -> None:
+    def fail_in(folder: Path, write: str | None = None) -> None:
+        with pytest.raises(UserError), claimed_folder(folder, lambda: False, False, "resume=true"):
+            if write is not None:
+                (folder / write).touch()
+            raise UserError("failed")
+
+    before = tmp_path / "task" / "before"
+    before.mkdir(parents=True)
+    fail_in(before)
+    assert before.is_dir()
+    fail_in(tmp_path / "task" / "written", "metrics.csv")
+    assert (tmp_path / "task" / "written" / "metrics.csv").is_file()
+    fail_in(tmp_path / "task" / "new" / "run")
+    assert {path.name for path in (tmp_path / "task").iterdir()} == {"before", "written"}
+
+
+def test_of_failing_starts_side_by_side_one_at_a_time_holds_the_folder(tmp_path: Path) -> None:
+    folder, held, overlaps = tmp_path / "runs" / "run", threading.Lock(), []
+
+    def start(_: int) -> None:
+        for _ in range(200):
+            # A start that meets another one is refused as busy.
+            with suppress(UserError), claimed_folder(folder, lambda: False, False, "resume=true"):
+                overlaps.append(not held.acquire(blocking=False))
+                held.release()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(start, range(4)))
+    assert overlaps
+    assert not any(overlaps)
 
 
 def test_starting_over_an_existing_run_is_refused_with_the_resume_command(tmp_path: Path) -> None:

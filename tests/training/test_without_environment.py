@@ -14,6 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from drift_policy.data.ranges import far_numbers
 from drift_policy.data.replay_buffer import ReplayBuffer
 from drift_policy.data.sources import ResolvedData
 from drift_policy.data.windows import split_validation
@@ -23,10 +24,20 @@ from drift_policy.evaluation.evaluate import EvalConfig, evaluate
 from drift_policy.evaluation.offline import open_loop_manifest
 from drift_policy.evaluation.open_loop import OpenLoopResult, measure_open_loop
 from drift_policy.evaluation.rollout import EvaluationConfig
+from drift_policy.metadata_keys import NUMBER_NAMES
 from drift_policy.serialization import load_policy
-from drift_policy.task import Demonstrations, TaskConfig, control_rate, make_windows
+from drift_policy.task import (
+    ColumnConfig,
+    DatasetConfig,
+    Demonstrations,
+    ObservationConfig,
+    TaskConfig,
+    control_rate,
+    load_demonstrations,
+    make_windows,
+)
 from drift_policy.training.config import TrainConfig
-from drift_policy.training.run import train
+from drift_policy.training.run import build_policy_and_data, train
 from tests.helpers.documents import run_command
 from tests.helpers.point_task import point_demonstrations, point_task, point_training
 from tests.helpers.policies import tiny_policy
@@ -79,6 +90,28 @@ def held_out(run: Path) -> list[int]:
     numbers = np.flatnonzero(split_validation(12, 0.02)).tolist()
     assert len(numbers) == 1
     return numbers
+
+
+def test_a_checkpoint_knows_what_the_data_call_its_numbers(tmp_path: Path, run: Path) -> None:
+    assert load_policy(run).metadata[NUMBER_NAMES] == {}  # zarr files do not say it
+    pytest.importorskip("pyarrow", reason="needs the package pyarrow of the lerobot extra")
+    from tests.helpers.lerobot_folders import write_v21
+
+    root = write_v21(tmp_path / "robot", lengths=(20, 20))
+    dataset = DatasetConfig("robot", "robot", format="lerobot")
+    columns = [ColumnConfig("observation.state", 1, 3), ColumnConfig("action")]
+    observations = {
+        "obs": ObservationConfig(columns),
+        "touch": ObservationConfig([ColumnConfig("observation.tactile")]),
+    }
+    task = TaskConfig("robot", dataset, observations, [ColumnConfig("action", 1)], env=None)
+    demonstrations = load_demonstrations(task, str(root), False, lambda _: None)
+    policy, data = build_policy_and_data(point_training(tmp_path, task=task), demonstrations, torch.device("cpu"))
+    assert policy.metadata[NUMBER_NAMES] == {"obs": ["b", "c", "x", "y"], "action": ["y"]}
+    arrays = {key: values * 100 for key, values in data.train.stats_arrays().items()}
+    called = [text.split()[0] for _, text in far_numbers(policy.normalizer, arrays, policy.metadata)]
+    assert called[:4] == ["obs[b]", "obs[c]", "obs[x]", "obs[y]"] and called[-1] == "action[y]"
+    assert "touch[5]" in called
 
 
 def test_evaluating_repeats_the_measurement_of_the_training(run: Path) -> None:

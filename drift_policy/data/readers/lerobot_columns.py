@@ -116,24 +116,29 @@ def read_images(
     name: str,
     feature: Feature,
     size: tuple[int, int] | None,
+    wanted: NDArray[np.bool_],
     target: NDArray[Any],
     advance: Callable[[], None],
 ) -> None:
-    """Fill `target` [N, H, W, 3] with the PNG or JPEG images of a column.
+    """Fill `target` [N, H, W, 3] with the PNG or JPEG images of the wanted rows of a column.
 
     Args:
         folder: the data set.
         name: the column, of dtype "image".
         feature: what info.json says about it.
         size: height and width to scale to, None for none.
+        wanted: whether a row of the data set is, N of them.
         target: uint8.
         advance: called after every image.
 
     Raises:
         DataError: an image is missing, damaged, or of another size than info.json says.
     """
+    places = np.cumsum(wanted) - 1
     for file, first, column in _blocks(folder, name, math.prod(feature.image_shape)):
         for row, entry in enumerate(column.to_pylist()):
+            if not wanted[first + row]:
+                continue
             with damage_reported(file, f"image {first + row} of '{name}'"):
                 content = entry["bytes"] if isinstance(entry, dict) else entry
                 if not isinstance(content, bytes):
@@ -143,7 +148,7 @@ def read_images(
                     )
                 with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
                     check_image_size((image.height, image.width), feature, file, name)
-                    target[first + row] = resized(image.convert("RGB"), size)
+                    target[places[first + row]] = resized(image.convert("RGB"), size)
             advance()
 
 

@@ -29,6 +29,7 @@ class Feature:
 
     dtype: str  # a NumPy type, "image", "video" or "string"
     shape: tuple[int, ...]  # of one step
+    names: tuple[str, ...] = ()  # of the numbers of a vector, if they are known
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -72,7 +73,7 @@ class LerobotFolder:
     version: str  # one of VERSIONS
     fps: float  # steps a second
     features: dict[str, Feature]  # column -> what it holds
-    episodes: tuple[Episode, ...]  # numbered from 0 without gaps
+    episodes: tuple[Episode, ...]  # all, numbered from 0 without gaps, or those that shall be read
     info: dict[str, Any]  # meta/info.json
 
     @property
@@ -128,10 +129,7 @@ def open_folder(path: str | Path) -> LerobotFolder:
         version = str(info["codebase_version"])
         if version not in VERSIONS:
             raise DataError(f"{info_file}: version {version} is none of {', '.join(VERSIONS)}. {CONVERT}")
-        features = {
-            str(name): Feature(str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
-            for name, entry in info["features"].items()
-        }
+        features = {str(name): _feature(entry) for name, entry in info["features"].items()}
         fps, n_episodes, n_steps = float(info["fps"]), int(info["total_episodes"]), int(info["total_frames"])
     if not 0 < fps < 1e6:
         raise DataError(f"{info_file}: fps must be a positive number, but is {fps}.")
@@ -146,6 +144,22 @@ def open_folder(path: str | Path) -> LerobotFolder:
                 f"{GET_AGAIN}"
             )
     return LerobotFolder(root, version, fps, features, tuple(episodes), info)
+
+
+def _feature(entry: dict[str, Any]) -> Feature:
+    shape = tuple(int(size) for size in entry["shape"])
+    names = _flat(entry.get("names"))
+    return Feature(str(entry["dtype"]), shape, names if shape == (len(names),) else ())
+
+
+def _flat(names: Any) -> tuple[str, ...]:
+    """Return the names of numbers, which occur as a list, as {"motors": list} and as {name: place}."""
+    if isinstance(names, str):
+        return (names,)
+    if isinstance(names, dict) and sorted(map(str, names.values())) == sorted(map(str, range(len(names)))):
+        return tuple(sorted(names, key=lambda name: int(names[name])))
+    parts = names.values() if isinstance(names, dict) else names if isinstance(names, list) else []
+    return tuple(name for part in parts for name in _flat(part))
 
 
 def video_clips(folder: LerobotFolder, key: str) -> list[Clip]:
@@ -165,8 +179,8 @@ def video_clips(folder: LerobotFolder, key: str) -> list[Clip]:
     rows = _episode_rows(folder.root, names)
     with damage_reported(info_file, f"the videos of '{key}'"):
         clips = []
-        for episode, row in zip(folder.episodes, rows, strict=True):
-            chunk, number, start = (row[name] for name in names)
+        for episode in folder.episodes:
+            chunk, number, start = (rows[episode.index][name] for name in names)
             place = {"chunk_index": int(chunk), "file_index": int(number)}
             first = round(float(start) * folder.fps)
             if abs(first - float(start) * folder.fps) > 0.25 or first < 0:
