@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from drift_policy import Policy
+from drift_policy.metadata_keys import TRAINED_EPISODES
 from drift_policy.runtime.observations import (
     ObservationHistory,
     checked_noise,
@@ -76,6 +77,21 @@ def test_integer_images_and_text_are_refused(policy: Policy) -> None:
         checked_observation(spec, good(policy) | {"agent_pos": np.full((2, 2, 2), "left")})
     with pytest.raises(ValueError, match=r"obs\['agent_pos'\] holds complex128: give numbers"):
         checked_observation(spec, good(policy) | {"agent_pos": np.ones((2, 2, 2), complex)})
+
+
+def test_float_images_may_be_outside_by_rounding_alone(policy: Policy) -> None:
+    spec, shape = describe_policy(policy), (2, 2, 3, 10, 12)
+    for value in (-5e-4, 1 + 5e-4):
+        checked_observation(spec, good(policy) | {"image": np.full(shape, value)})
+    for value in (-5e-3, 1 + 5e-3):
+        with pytest.raises(ValueError, match=r"give float images in 0\.\.1"):
+            checked_observation(spec, good(policy) | {"image": np.full(shape, value)})
+
+
+def test_a_spec_has_the_metadata_but_not_the_list_of_episodes() -> None:
+    policy = tiny_policy()
+    policy.metadata |= {"control_hz": 12, TRAINED_EPISODES: [0, 1]}
+    assert describe_policy(policy).metadata == {"task": "tiny", "control_hz": 12}
 
 
 def test_a_batch_of_none_is_one(policy: Policy) -> None:
