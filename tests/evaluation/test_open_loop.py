@@ -20,12 +20,12 @@ EXECUTED, MISSES = 3, (10.0, 20.0)
 
 
 @pytest.fixture
-def missing() -> tuple[Policy, WindowDataset, list[torch.Generator]]:
-    """A policy that would do what is observed, but for its misses, the demonstrations, and the generators it is given.
+def missing() -> tuple[Policy, WindowDataset, list[tuple[int, torch.Generator]]]:
+    """A policy that would do what is observed but for its misses, demonstrations, and every decision's step and generator.
 
     What is observed in a step is the action of that step.
     """
-    policy, given = tiny_policy(observations={"obs": 2}, n_action_steps=EXECUTED), list[torch.Generator]()
+    policy, given = tiny_policy(observations={"obs": 2}, n_action_steps=EXECUTED), list[tuple[int, torch.Generator]]()
     rng = np.random.default_rng(0)
     actions = rng.uniform(150, 450, (18, 2)).astype(np.float32)
     buffer = ReplayBuffer({"state": actions, "action": actions}, ENDS)
@@ -33,9 +33,9 @@ def missing() -> tuple[Policy, WindowDataset, list[torch.Generator]]:
     windows = WindowDataset(buffer, {"obs": [Column("state")]}, [Column("action")], **sizes)  # type: ignore[arg-type]
 
     def predict_action(obs: dict[str, torch.Tensor], *, generator: torch.Generator, **_: Any) -> Any:
-        given.append(generator)
         time.sleep(0.002)
         (now,) = np.flatnonzero((actions == obs["obs"][0, -1].numpy()).all(axis=1))
+        given.append((int(now), generator))
         end = ENDS[now < ENDS][0]
         demonstrated = actions[np.minimum(np.arange(now, now + EXECUTED), end - 1)]  # the last one is repeated
         return {"action": torch.from_numpy(demonstrated + np.array(MISSES, np.float32))[None]}
@@ -66,12 +66,13 @@ def test_the_policy_decides_once_every_executed_steps_of_the_first_episodes(
 ) -> None:
     result = measured(missing, n_episodes=2)
     assert [(episode.episode, len(episode.predicted)) for episode in result.episodes] == [(0, 2), (1, 2)]
+    assert [now for now, _ in missing[2]] == [0, 3, 7, 10]
     assert len(result.latency_ms) == 4 and 2 <= result.latency(0) < 2000
 
 
 def test_every_episode_has_random_numbers_of_its_own(missing: tuple[Policy, WindowDataset, Any]) -> None:
     measured(missing, policy_seed=5)
-    seeds = [generator.initial_seed() for generator in missing[2]]
+    seeds = [generator.initial_seed() for _, generator in missing[2]]
     expected = [episode_generator(5, episode).initial_seed() for episode in (0, 0, 1, 1, 2)]
     assert seeds == expected and len(set(seeds)) == 3
 
