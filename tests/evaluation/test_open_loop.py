@@ -21,7 +21,7 @@ EXECUTED, MISSES = 3, (10.0, 20.0)
 
 @pytest.fixture
 def missing() -> tuple[Policy, WindowDataset, list[tuple[int, torch.Generator]]]:
-    """A policy that would do what is observed but for its misses, demonstrations, and every decision's step and generator.
+    """A policy that does what is observed but for its misses, the demonstrations, and what it noted of its decisions.
 
     What is observed in a step is the action of that step.
     """
