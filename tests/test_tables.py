@@ -36,6 +36,50 @@ def test_episodes_of_all_seeds_are_pooled(tmp_path: Path) -> None:
     assert len(score_tables.pusht_seed_table(tmp_path).splitlines()) == 4
 
 
+def test_methods_show_mean_times_and_no_time_of_decisions_for_many(tmp_path: Path) -> None:
+    (tmp_path / "pusht").mkdir()
+    for seed, (minutes, p50, together) in enumerate([(10, 0.5, 1), (20, 1.5, 1), (30, 99.0, 50)]):
+        run = manifest(seed, [1.0])
+        run["training"]["seconds"], run["evaluation"]["latency_ms"]["p50"] = 60.0 * minutes, p50
+        run["config"]["evaluation"] = {"decision_batch_size": together}
+        (tmp_path / "pusht" / f"drift_seed{seed}.json").write_text(json.dumps(run))
+    cells = score_tables.pusht_table(tmp_path).splitlines()[2].split(" | ")
+    assert cells[4:8] == ["3", "10 x 64", "20.0", "1.00"]
+    for seed in range(2):
+        (tmp_path / "pusht" / f"drift_seed{seed}.json").unlink()
+    assert score_tables.pusht_table(tmp_path).splitlines()[2].split(" | ")[7] == ""
+
+
+def test_a_task_shows_its_phases_or_its_score_unless_that_is_the_success(tmp_path: Path) -> None:
+    for task, facts in (
+        ("a", {}),
+        ("b", {"score_name": "success"}),
+        ("c", {"score_name": "coverage"}),
+        ("d", {"phases": {"p1": 0, "p2": 0}, "score_name": "coverage"}),
+    ):
+        run = manifest(0, [0.5]) | {"data": {"name": task, "episodes": 7}}
+        run["evaluation"] |= facts
+        run["evaluation"]["episodes"][0]["completed"] = 1
+        (tmp_path / task).mkdir()
+        (tmp_path / task / "drift_seed0.json").write_text(json.dumps(run))
+    headers = {task: score_tables.method_table(task, tmp_path).splitlines()[0].split(" | ")[2:5] for task in "abcd"}
+    assert headers["a"][:2] == ["max score", "success"] and headers["b"][0] == "success"
+    assert headers["c"][:2] == ["max coverage", "success"] and headers["d"] == ["p1", "p2", "success"]
+    assert [cell[:4] for cell in score_tables.method_table("d", tmp_path).splitlines()[2].split(" | ")[2:4]] == [
+        "1.00",
+        "0.00",
+    ]
+    assert score_tables.method_table("nothing", tmp_path) == pages.NOT_MEASURED
+
+
+def test_toys_show_by_how_much_the_distance_fell(tmp_path: Path) -> None:
+    case = {"distance_before": 2.0, "distance_after": 0.5, "mode_shares": [0.25, 0.75]}
+    (tmp_path / "toy_2d.json").write_text(json.dumps({"cases": {"two_moons": case}}))
+    assert score_tables.toy_table(tmp_path).splitlines()[2:] == [
+        "| two moons | 2.000 | 0.500 | 75.0% | 25.0% / 75.0% |"
+    ]
+
+
 def test_the_overview_has_a_row_a_task_and_a_cell_a_method(tmp_path: Path) -> None:
     for task, policy, scores in (
         ("lift", "regression", [1.0, 0.5]),
@@ -209,6 +253,41 @@ def test_speeds_say_on_what_and_how_they_were_measured(tmp_path: Path) -> None:
     full = shown(device="cpu", compile=True, checkpointing=True)
     assert full == "1 CPU thread(s), float32, compiled, with activation checkpointing"
     assert shown(command="python -m x --device cuda --compile") == "A GPU, float32, compiled"  # of the first files
+
+
+def test_speeds_stand_beside_those_of_the_plain_form(tmp_path: Path) -> None:
+    (tmp_path / "image_gen").mkdir()
+    training = {
+        "labels_per_step": 4,
+        "samples_per_label": 16,
+        "steps_per_s": 3.0,
+        "steps_per_s_plain_loss": 2.0,
+        "drift_loss_share": 0.25,
+        "drift_loss": {"seconds": 1.0, "memory_mb": 100.0},
+        "plain_loss": {"seconds": 4.0, "memory_mb": 300.0},
+    }
+    sampling = {"images_per_s": 60.0, "images_per_s_plain_attention": 40.0}
+    file = {
+        "command": "x",
+        "machine": {"gpu": None, "threads": 1},
+        "precision": "float32",
+        "sizes": {"latent_tiny": {"sampling": sampling, "training": training}},
+    }
+    (tmp_path / "image_gen" / "speed.json").write_text(json.dumps(file))
+    (row,) = image_tables.speed_table(tmp_path).splitlines()[2:]
+    assert row.endswith("| 60 | 1.50 | 4 x 16 | 3.00 | 2.00 | 25% | 4.00 | 100 | 300 |")
+
+
+def test_scores_on_imagenette_have_a_row_a_guidance_scale(tmp_path: Path) -> None:
+    (tmp_path / "image_gen").mkdir()
+    for scale in (1.0, 1.5):
+        scores = {"Frechet distance in x": 10 * scale, "precision": 0.5, "recall": 0.25, "accuracy": 0.75}
+        file = {"cfg_scale": scale, "step": 7, "scores": scores | {"num_samples": 100}}
+        (tmp_path / "image_gen" / f"imagenette_h100_cfg_{scale}.json").write_text(json.dumps(file))
+    assert image_tables.imagenette_table(tmp_path).splitlines()[2:] == [
+        "| 1 | 10.00 | 0.50 | 0.25 | 0.75 | 100 | 7 |",
+        "| 1.5 | 15.00 | 0.50 | 0.25 | 0.75 | 100 | 7 |",
+    ]
 
 
 def test_results_name_no_folders_of_the_machine_that_made_them() -> None:

@@ -87,6 +87,7 @@ def test_numbers_that_hardly_vary_are_left_out(drawn: list[Figure], tmp_path: Pa
     sample_actions = policy.sample_actions
 
     def still_in_the_first_two(*args: object, **kwargs: object) -> object:
+        assert kwargs["noise_scale"] == 1.0, "as in training"
         samples = sample_actions(*args, **kwargs).clone()  # type: ignore[arg-type]
         samples[..., :2] = 300.0
         return samples

@@ -1,5 +1,6 @@
 """The baseline heads on networks whose answer is known: exact integration, exact denoising, exact losses."""
 
+import math
 from typing import Any
 
 import pytest
@@ -26,10 +27,12 @@ class Stub(nn.Module):
         self.answer = answer
         self.times: list[Tensor | None] = []
         self.samples: list[Tensor] = []
+        self.conditions: list[Tensor] = []
 
     def forward(self, sample: Tensor, condition: Tensor, time: Tensor | None = None) -> Tensor:
         self.times.append(time)
         self.samples.append(sample)
+        self.conditions.append(condition)
         return self.answer(sample, time)
 
 
@@ -57,6 +60,43 @@ def test_unknown_heads_list_the_known_ones() -> None:
     with pytest.raises(ConfigurationError, match=r"'bridge' is unknown: expected one of .*'diffusion', 'drift'"):
         head_kind("bridge")
     assert head_kind("flow") is HEADS["flow"]
+
+
+EVERY_HEAD: list[tuple[type[ActionHead], Any]] = [
+    (RegressionHead, RegressionHeadConfig()),
+    (MipHead, MipHeadConfig()),
+    (FlowHead, FlowHeadConfig(num_inference_steps=2)),
+    (DiffusionHead, DiffusionHeadConfig(num_train_steps=8, num_inference_steps=2)),
+]
+every_head = pytest.mark.parametrize(("kind", "config"), EVERY_HEAD, ids=lambda value: type(value).__name__)
+
+
+@every_head
+def test_every_evaluation_is_told_the_condition(kind: type[ActionHead], config: Any) -> None:
+    head, stub = make(kind, config, lambda sample, time: 0.1 * sample)
+    condition = torch.randn(B, C, generator=torch.Generator().manual_seed(0))
+    head.compute_loss(chunks()[:, 0], condition, head.draw(B))
+    head.sample(condition, noise(), torch.Generator().manual_seed(0))
+    assert len(stub.conditions) == 1 + head.num_evaluations
+    assert all(torch.equal(given, condition) for given in stub.conditions)
+
+
+@every_head
+def test_metrics_carry_no_gradient(kind: type[ActionHead], config: Any) -> None:
+    weight = torch.ones((), requires_grad=True)
+    head, _ = make(kind, config, lambda sample, time: weight * (sample + 1.0))
+    loss, metrics = compute_loss(head, chunks()[:, 0])
+    assert loss.requires_grad and metrics and not any(value.requires_grad for value in metrics.values())
+
+
+@every_head
+def test_the_random_numbers_of_a_loss_are_the_generators(kind: type[ActionHead], config: Any) -> None:
+    head, _ = make(kind, config, None)
+    state = torch.get_rng_state()
+    first, again, other = (head.draw(64, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), state), "a generator was given, so the global one must not move"
+    for name, value in first.items():
+        assert len(value) == 64 and torch.equal(value, again[name]) and not torch.equal(value, other[name])
 
 
 def test_regression_never_shows_the_network_any_noise() -> None:
@@ -177,6 +217,28 @@ def test_ddim_draws_no_further_noise() -> None:
     assert torch.equal(head.sample(torch.zeros(B, C), noise()), head.sample(torch.zeros(B, C), noise()))
 
 
+def test_ddpm_draws_each_observations_noise_from_its_own_generator() -> None:
+    head, _ = make(
+        DiffusionHead, DiffusionHeadConfig(num_train_steps=4, num_inference_steps=4), lambda sample, _: sample
+    )
+    start = noise()[:, :1]
+    together = head.sample(torch.zeros(B, C), start, [torch.Generator().manual_seed(seed) for seed in range(B)])
+    for row in range(B):
+        alone = head.sample(torch.zeros(1, C), start[row : row + 1], [torch.Generator().manual_seed(row)])
+        assert torch.equal(together[row : row + 1], alone)
+
+
+def test_ddpm_draws_noise_of_the_posterior_variance() -> None:
+    """With two steps and no predicted noise the chunk is the noise drawn between them, over the first step's scale."""
+    config = DiffusionHeadConfig(num_train_steps=2, num_inference_steps=2, clip_sample=False)
+    head, _ = make(DiffusionHead, config, lambda sample, time: torch.zeros_like(sample))
+    start = torch.zeros(B, 500, TP, DA)
+    early, late = head.scheduler.alphas_cumprod.tolist()
+    variance = (1 - early) / (1 - late) * (1 - late / early)  # Ho et al. 2020, section 3.2: the smaller choice
+    drawn = head.sample(torch.zeros(B, C), start, torch.Generator().manual_seed(0))
+    assert float(drawn.std()) == pytest.approx((variance / early) ** 0.5, rel=0.05)
+
+
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_clipping_keeps_chunks_in_the_range_of_the_demonstrations(sampler: str) -> None:
     for clip, expected in ((True, 1.0), (False, 3.0)):
@@ -198,3 +260,46 @@ def test_diffusion_trains_to_predict_the_noise_at_every_step() -> None:
     stub.answer = lambda sample, time: torch.zeros_like(sample)
     loss, _ = compute_loss(head, clean[:, 0].repeat(50, 1, 1))
     assert float(loss) == pytest.approx(1.0, rel=0.15)
+
+
+def cosine_level(step: int, steps: int) -> float:
+    """Signal that is left after a step of Nichol and Dhariwal's schedule, squared, over that at the start."""
+    return math.cos((step / steps + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
+
+
+def test_noise_levels_are_those_of_the_schedule() -> None:
+    """The cosine one by default; "linear" has diffusers' ends, 1e-4 and 0.02."""
+    steps, clean = 8, chunks()[:, 0]
+    linear = torch.cumprod(1 - torch.linspace(1e-4, 0.02, steps), dim=0)
+    cosine = torch.tensor([cosine_level(step + 1, steps) for step in range(steps - 1)] + [0.0])
+    for settings, levels in (({}, cosine), ({"beta_schedule": "linear"}, linear)):
+        config = DiffusionHeadConfig(num_train_steps=steps, num_inference_steps=steps, **settings)  # type: ignore[arg-type]
+        head, stub = make(DiffusionHead, config, lambda sample, time: torch.zeros_like(sample))
+        draws = {"noise": noise()[:, :1], "step": torch.tensor([0, 3, 6])}
+        head.compute_loss(clean, torch.zeros(B, C), draws)
+        level = levels[draws["step"]].reshape(B, 1, 1, 1)
+        torch.testing.assert_close(
+            stub.samples[0], level.sqrt() * clean.unsqueeze(1) + (1 - level).sqrt() * draws["noise"]
+        )
+
+
+def test_diffusion_trains_on_all_steps_however_few_a_decision_takes() -> None:
+    head, _ = make(DiffusionHead, DiffusionHeadConfig(num_train_steps=8, num_inference_steps=2), None)
+    assert set(head.draw(200, torch.Generator().manual_seed(0))["step"].tolist()) == set(range(8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (DiffusionHeadConfig, {"sampler": "euler"}, "'ddpm' or 'ddim'"),
+        (DiffusionHeadConfig, {"num_train_steps": 10, "num_inference_steps": 6}, "at most half of it"),
+        (DiffusionHeadConfig, {"num_train_steps": 10, "num_inference_steps": 0}, "at most half of it"),
+        (FlowHeadConfig, {"num_inference_steps": 0}, "must be positive"),
+        (MipHeadConfig, {"denoising_time": 0.0}, "inside"),
+        (MipHeadConfig, {"denoising_time": 1.0}, "inside"),
+        (MipHeadConfig, {"denoising_weight": 0.0}, "must be positive"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(kind: Any, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        kind(**settings)

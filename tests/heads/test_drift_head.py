@@ -203,6 +203,11 @@ def test_a_single_sample_that_would_learn_nothing_is_refused(settings: dict[str,
         DriftHeadConfig(samples_per_observation=1, **settings)
 
 
+@pytest.mark.parametrize("settings", [{"affinity_floor": 1e-6}, {"regression_weight": 1.0}])
+def test_a_single_sample_may_learn_from_the_floor_or_the_regression(settings: dict[str, Any]) -> None:
+    assert DriftHeadConfig(samples_per_observation=1, **settings).samples_per_observation == 1
+
+
 LEARNED: dict[str, Any] = {"samples_per_observation": 5, "temperatures": [0.05, 0.2], "learned_temperatures": True}
 
 
@@ -256,6 +261,19 @@ def test_learned_temperatures_are_those_of_the_loss_and_stay_in_their_range() ->
     with torch.no_grad():
         head.temperature_offsets.copy_(torch.tensor([1e4, -1e4]))
     torch.testing.assert_close(head.temperatures(), torch.tensor([10.0, 1e-3]))
+
+
+def test_the_temperatures_are_taught_with_the_affinity_floor_of_the_loss() -> None:
+    action, condition = make_batch()
+    head, network = learning_head(affinity_floor=0.1)
+    _, metrics = compute_loss(head, action, condition)
+    chunks, target = generated(network, condition).detach().flatten(2), action.flatten(1).unsqueeze(1)
+    scores = [
+        temperature_score(chunks, target, torch.tensor([0.05, 0.2]), affinity_floor=floor, scope="batch").mean()
+        for floor in (0.1, 0.0)
+    ]
+    torch.testing.assert_close(metrics["temperature_score"], scores[0], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(scores[0], scores[1], rtol=1e-3)
 
 
 def test_the_own_chunk_alone_teaches_the_temperatures() -> None:

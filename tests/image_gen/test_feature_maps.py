@@ -51,6 +51,14 @@ def test_input_rms() -> None:
     np.testing.assert_allclose(input_rms(maps)[:, 0].numpy(), np.sqrt((maps.numpy() ** 2).mean(axis=(2, 3))), rtol=1e-4)
 
 
+def test_statistics_of_half_precision_are_float32() -> None:
+    maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = map_features("m", maps, FeatureSettings()) | {"rms": input_rms(maps)}
+    expected = map_features("m", maps.float(), FeatureSettings()) | {"rms": input_rms(maps.float())}
+    for name in ("m_std", "m_std_2", "m_std_4", "rms"):
+        assert torch.equal(found[name], expected[name])
+
+
 @pytest.mark.parametrize("sizes", [[1], [2, 2], [0]])
 def test_impossible_windows_are_refused(sizes: list[int]) -> None:
     with pytest.raises(ConfigurationError, match="patch_mean_size must hold different sides of at least 2"):

@@ -34,6 +34,7 @@ def test_an_image_is_a_function_of_its_number_and_not_of_its_batch() -> None:
     for position in (0, 1, 3):  # noise, classes and styles
         assert torch.equal(torch.cat([given[position] for given in seen[1:]]), seen[0][position])
     assert len(seen[0][0].flatten(1).unique(dim=0)) == len(CLASSES)
+    assert len(seen[0][3].unique(dim=0)) > 1, "images have styles of their own"
     sampler.draw(CLASSES, seed=4)
     assert not torch.isin(seen[-1][0], seen[0][0]).any()
 
@@ -57,6 +58,20 @@ def test_a_flow_model_is_given_the_classes_and_the_time() -> None:
     with torch.inference_mode():
         velocities = [sampler.generator(*given) for given in list(seen)]
     torch.testing.assert_close(drawn, seen[0][0] + sum(velocities) / 4)
+
+
+def test_an_image_takes_one_evaluation_or_the_steps_of_the_flow() -> None:
+    for method, evaluations in ((DRIFT, 1), (FLOW, 4)):
+        sampler, seen = recording_sampler(method=method, flow_steps=4)
+        sampler.draw(CLASSES, seed=0)
+        assert sampler.num_evaluations == len(seen) == evaluations
+
+
+def test_the_size_of_an_image_is_that_after_decoding() -> None:
+    sampler, _ = recording_sampler()
+    assert (sampler.image_size, sampler.image_channels) == (8, 3)
+    sampler.tokenizer = Doubled(1, 3, factor=4)
+    assert (sampler.image_size, sampler.image_channels) == (32, sampler.tokenizer.image_channels)
 
 
 @pytest.mark.parametrize("settings", [{"cfg_scale": 0.5}, {"flow_steps": 0}])

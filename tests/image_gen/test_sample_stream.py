@@ -74,6 +74,33 @@ def test_large_batches_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> 
     assert torch.equal(images, whole) and torch.equal(same, numbers)
 
 
+def test_a_stream_gives_the_step_that_is_asked_for_in_any_order() -> None:
+    samples = RealSamples(Numbers(), [str(n) for n in range(12)], SHAPE, "pixels", None, None, {})
+    stream = SampleStream(samples, 4, 0, Processes(torch.device("cpu")))
+    first = {step: stream.own(step)[1].tolist() for step in range(6)}
+    for step in (3, 3, 4, 1, 5):
+        assert stream.own(step)[1].tolist() == first[step]
+    assert sorted(first[0] + first[1] + first[2]) == sorted(first[3] + first[4] + first[5]) == list(range(12))
+
+
+class Epochs(Numbers):
+    """Numbers that keep the epoch of what is read."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+
+def test_an_epoch_is_as_many_steps_as_have_samples_of_their_own() -> None:
+    samples = RealSamples(Epochs(), [str(n) for n in range(12)], SHAPE, "pixels", None, None, {})
+    stream = SampleStream(samples, 5, 0, Processes(torch.device("cpu")))  # two steps; two of twelve are left out
+    for step in range(6):
+        stream.own(step)
+    assert samples.dataset.epochs == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]  # of Epochs
+
+
 class Damaged(Numbers):
     """One of the images cannot be read."""
 

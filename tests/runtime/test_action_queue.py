@@ -86,6 +86,14 @@ def test_splice_alone_changes_nothing() -> None:
     assert np.array_equal(values, prediction(0))
 
 
+def test_a_cross_fade_leaves_the_prediction_alone() -> None:
+    queue = ActionQueue(spec(), cross_fade_steps=3)
+    put(queue, prediction(0), 0, 0)
+    values = prediction(1000).astype(np.float64)  # of the queue's own type
+    put(queue, values, 1, 1)
+    assert np.array_equal(values, prediction(1000))
+
+
 def test_a_cross_fade_mixes_both_chunks_step_by_step() -> None:
     queue = ActionQueue(spec(), cross_fade_steps=3)
     put(queue, prediction(-1), 0, 0)  # the action of step t is t

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from drift_policy import Policy
-from drift_policy.runtime.observations import ObservationHistory, checked_observation, checked_step, stacked
+from drift_policy.metadata_keys import TRAINED_EPISODES
+from drift_policy.runtime.observations import (
+    ObservationHistory,
+    checked_noise,
+    checked_observation,
+    checked_step,
+    stacked,
+)
 from drift_policy.runtime.spec import describe_policy
 from tests.helpers.image_policies import tiny_image_policy
 from tests.helpers.policies import tiny_obs, tiny_policy
@@ -68,6 +75,45 @@ def test_integer_images_and_text_are_refused(policy: Policy) -> None:
         checked_observation(spec, good(policy) | {"image": np.zeros((2, 2, 3, 10, 12), np.int64)})
     with pytest.raises(ValueError, match=r"obs\['agent_pos'\] holds .*give numbers"):
         checked_observation(spec, good(policy) | {"agent_pos": np.full((2, 2, 2), "left")})
+    with pytest.raises(ValueError, match=r"obs\['agent_pos'\] holds complex128: give numbers"):
+        checked_observation(spec, good(policy) | {"agent_pos": np.ones((2, 2, 2), complex)})
+
+
+def test_float_images_may_be_outside_by_rounding_alone(policy: Policy) -> None:
+    spec, shape = describe_policy(policy), (2, 2, 3, 10, 12)
+    for value in (-5e-4, 1 + 5e-4):
+        checked_observation(spec, good(policy) | {"image": np.full(shape, value)})
+    for value in (-5e-3, 1 + 5e-3):
+        with pytest.raises(ValueError, match=r"give float images in 0\.\.1"):
+            checked_observation(spec, good(policy) | {"image": np.full(shape, value)})
+
+
+def test_a_spec_has_the_metadata_but_not_the_list_of_episodes() -> None:
+    policy = tiny_policy()
+    policy.metadata |= {"control_hz": 12, TRAINED_EPISODES: [0, 1]}
+    assert describe_policy(policy).metadata == {"task": "tiny", "control_hz": 12}
+
+
+def test_a_batch_of_none_is_one(policy: Policy) -> None:
+    obs = {"agent_pos": np.zeros((0, 2, 2)), "image": np.zeros((0, 2, 3, 10, 12))}
+    assert {key: len(value) for key, value in checked_observation(describe_policy(policy), obs).items()} == {
+        "agent_pos": 0,
+        "image": 0,
+    }
+
+
+def test_noise_is_of_one_candidate_or_of_all_and_finite() -> None:
+    one, three = (describe_policy(tiny_policy(num_candidates=number)) for number in (1, 3))
+    single, several = np.ones((2, 6, 2)), np.ones((2, 3, 6, 2))
+    assert checked_noise(one, single, 2).shape == checked_noise(three, single, 2).shape == (2, 6, 2)
+    assert checked_noise(one, single[:, None], 2).shape == (2, 6, 2)
+    assert checked_noise(three, several, 2).shape == (2, 3, 6, 2)
+    for spec, wrong in ((one, several), (three, several[:, :2]), (one, single[:1])):
+        with pytest.raises(ValueError, match="noise must be an array of shape"):
+            checked_noise(spec, wrong, 2)
+    for missing in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            checked_noise(one, np.full((2, 6, 2), missing), 2)
 
 
 def test_numbers_become_float32_and_bytes_stay_bytes(policy: Policy) -> None:

@@ -43,6 +43,8 @@ def test_without_limits_every_finite_chunk_passes() -> None:
         ({"max_jerk": 1500}, line(0, 0, 0, 2), NOTHING, "jerk 2000 of action 3"),
         ({"max_jerk": 1500}, line(2), line(0, 0, 0), "jerk 2000 of action 0"),
         ({"max_jump": 2}, line(8, 20), line(1, 5), "jump 3 of action 0"),
+        # The limits of the dimension that exceeds its own.
+        ({"low": [-9, -1], "high": [9, -0.5]}, line(1), NOTHING, "dimension 1, is outside -1 to -0.5"),
     ],
 )
 def test_what_exceeds_a_limit_is_named(
@@ -57,6 +59,7 @@ def test_what_exceeds_a_limit_is_named(
     ("limits", "chunk", "before"),
     [
         ({"low": 0, "high": 3}, line(0, 3), NOTHING),
+        ({"low": [0, 0], "high": [3, 0]}, line(0, 3), NOTHING),  # a dimension that must not move
         ({"max_velocity": 15}, line(0, 1, 2), NOTHING),
         ({"max_velocity": 15}, line(0, 1), line(900, 1)),  # the past is past
         ({"max_jerk": 1500}, line(0, 1), NOTHING),  # too short for a third difference
@@ -88,6 +91,8 @@ def test_a_chunk_passes_exactly_when_the_whole_motion_keeps_the_limits(chunk: np
     [
         {"on_violation": "ignore"},
         {"max_velocity": 0},
+        {"max_acceleration": 0},
+        {"max_jump": 0},
         {"max_jerk": [1, -1]},
         {"low": 1, "high": 0},
         {"low": np.nan},
@@ -98,8 +103,9 @@ def test_limits_that_cannot_work_are_refused(limits: dict[str, Any]) -> None:
         ChunkGuard(**limits)
 
 
-def test_limits_of_another_action_size_are_refused() -> None:
-    guard = ChunkGuard(high=[1, 2, 3])
+@pytest.mark.parametrize("name", ["low", "high", "max_velocity", "max_acceleration", "max_jerk", "max_jump"])
+def test_limits_of_another_action_size_are_refused(name: str) -> None:
+    guard = ChunkGuard(**{name: [1, 2, 3]})  # type: ignore[arg-type]
     guard.check_size(3)
     with pytest.raises(ConfigurationError, match="each of the 2 dimensions"):
         guard.check_size(2)

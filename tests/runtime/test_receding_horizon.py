@@ -54,6 +54,11 @@ def test_the_options_reach_the_policy() -> None:
     assert policy.options == [{"generator": generator, "noise_scale": 0.5}]
 
 
+def test_the_times_of_the_policys_stages_are_told() -> None:
+    decision = RecedingHorizon(ScriptedPolicy(), 10.0).step(observe(0)).decision
+    assert decision is not None and decision.timing == {"total": 1.0}
+
+
 @pytest.mark.parametrize("latency", [0.25, 0.29])
 def test_a_blocking_decision_skips_the_steps_that_it_took(latency: float) -> None:
     clock = Clock()
@@ -138,6 +143,32 @@ class TestAsynchronous:
                 loop.step(observe(step))
             finish_pending(loop)
             assert loop.step(observe(4)).action[0] == 3
+
+    def test_a_decision_that_arrives_when_the_next_one_is_due_is_told(self) -> None:
+        policy = ScriptedPolicy()
+        with RecedingHorizon(policy, 10.0, replan_every=2, asynchronous=True) as loop:
+            for step in range(2):
+                loop.step(observe(step))
+            policy.may_answer.clear()
+            loop.step(observe(2))
+            policy.may_answer.set()
+            finish_pending(loop)
+            policy.may_answer.clear()
+            arrived = loop.step(observe(4), 4)  # the decision of step 2, while that of step 4 begins
+            policy.may_answer.set()
+        assert loop._pending is not None
+        assert arrived.decision is not None and arrived.decision.num_skipped == 2
+
+    def test_the_latency_ends_with_the_answer_and_not_when_the_loop_sees_it(self) -> None:
+        clock = Clock()
+        policy = ScriptedPolicy(clock=clock, latency=0.25)
+        with RecedingHorizon(policy, 10.0, replan_every=2, asynchronous=True, clock=clock) as loop:
+            for step in range(3):
+                loop.step(observe(step))
+            finish_pending(loop)
+            clock.now += 5.0
+            decision = loop.step(observe(3)).decision
+        assert decision is not None and decision.latency == pytest.approx(0.25)
 
     def test_an_error_in_the_thread_reaches_the_loop(self) -> None:
         def fail(prediction: np.ndarray, number: int) -> np.ndarray:
@@ -268,6 +299,22 @@ class TestGuard:
         near = loop.step(observe(49))
         assert (near.action[0], near.is_held) == (49.0, False)
 
+    def test_no_chunk_of_the_episode_before_is_executed(self) -> None:
+        loop = RecedingHorizon(ScriptedPolicy(edit=self.bad_second), 10.0, guard=ChunkGuard(high=100.0))
+        loop.step(observe(0))
+        loop.reset(position=[50.0])
+        first = loop.step(observe(0))  # its chunk is rejected
+        assert (first.action[0], first.is_held) == (50.0, True)
+
+    def test_the_position_and_the_actions_are_the_loops_own(self) -> None:
+        loop = RecedingHorizon(ScriptedPolicy(), 10.0, guard=ChunkGuard(high=1.0))
+        position = np.array([50.0])
+        loop.reset(position)
+        position[:] = np.nan  # drivers reuse their buffers
+        assert loop.step(observe(5)).action[0] == 50.0
+        loop.step(observe(5)).action[:] = np.nan
+        assert loop.step(observe(5)).action[0] == 50.0
+
     def test_the_jerk_of_a_first_action_reaches_back_to_three_executed_ones(self) -> None:
         def accelerate(prediction: np.ndarray, number: int) -> np.ndarray:
             steps = np.arange(len(prediction))[:, None]
@@ -333,6 +380,7 @@ def test_another_rate_than_that_of_the_demonstrations_is_told(control_hz: float,
         warnings.simplefilter("always")
         RecedingHorizon(policy, control_hz)
     texts = [str(warning.message) for warning in told]
+    assert all(f"{control_hz / 12:.2g} times as fast" in text for text in texts)
     assert [f"trained on 12 steps a second, but control_hz is {control_hz:g}" in text for text in texts] == [
         True
     ] * warns
