@@ -188,7 +188,7 @@ def memory_table(results: Path) -> str:
                 ranges.append(f"{half:.0f} to {full:.0f}")
             rows.append([name, str(step["processes"]), str(step["labels"]), f"{run['always'] / 1e9:.0f}", *ranges])
     header = ["run", "devices", "labels of each", "always there [GB]", "in a step [GB]"]
-    return markdown([*header, "with feature.activation_checkpointing [GB]"], rows)
+    return markdown([*header, "the same with feature.activation_checkpointing [GB]"], rows)
 
 
 def loss_memory_table(results: Path) -> str:
