@@ -284,7 +284,7 @@ def test_scores_on_imagenette_have_a_row_a_guidance_scale(tmp_path: Path) -> Non
         scores = {"Frechet distance in x": 10 * scale, "precision": 0.5, "recall": 0.25, "accuracy": 0.75}
         file = {"cfg_scale": scale, "step": 7, "scores": scores | {"num_samples": 100}}
         (tmp_path / "image_gen" / f"imagenette_h100_cfg_{scale}.json").write_text(json.dumps(file))
-    assert image_tables.imagenette_table(tmp_path).splitlines()[2:] == [
+    assert image_tables.guidance_table("imagenette_h100_cfg_*.json", tmp_path).splitlines()[2:] == [
         "| 1 | 10.00 | 0.50 | 0.25 | 0.75 | 100 | 7 |",
         "| 1.5 | 15.00 | 0.50 | 0.25 | 0.75 | 100 | 7 |",
     ]
