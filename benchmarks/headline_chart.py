@@ -13,7 +13,7 @@ from drift_policy.evaluation.statistics import Interval
 METHODS = {
     "drift": ("drift", "tab:red", 0.8),
     "mip": ("MIP", "tab:purple", 1.25),
-    "flow": ("flow matching", "tab:green", 1.25),
+    "flow": ("flow matching", "tab:green", 0.8),
     "regression": ("regression", "tab:gray", 0.8),
     "diffusion": ("diffusion (DDPM)", "tab:blue", 0.8),
 }
