@@ -59,7 +59,7 @@ def _explained(error: CompactHydraException, kind: type[Any], complete: Sequence
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
         *path, key = str(cause.full_key).split(".")
         known = [str(name) for name in cause.parent_node]
-        added = str(error).rpartition(" use ")[2].strip()  # how Hydra's advice ends
+        added = str(error).partition(_ADVICE)[2].partition(" use ")[2].strip()  # how Hydra's advice ends
         return _unknown_setting(path, key, known, _section(kind, path), added, bool(path) and path[0] in complete)
     lines = [line for line in str(error).splitlines() if not line.startswith(_ADVICE)]
     return "\n".join([*lines, *([] if cause is None else [str(cause)])])

@@ -43,9 +43,8 @@ from image_gen.training.drift_objective import drifting_loss
 SCRIPT = "-m benchmarks.image_ladder.memory"
 PROCESSES = (8, 32, 128)
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_COPIES = (
-    4  # of the generator's weights in float32: themselves, two moments of AdamW, and the EMA; gradients are counted
-)
+# Of the generator's weights in float32: themselves, two moments of AdamW, and the EMA. A step counts the gradients.
+_COPIES = 4
 
 
 class PeakMemory(TorchDispatchMode):

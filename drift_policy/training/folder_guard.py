@@ -119,8 +119,8 @@ def refuse_changes(
 def _locked(folder: Path, if_busy: str) -> Iterator[None]:
     """Hold a folder; one that was made for this and that nothing was written to is gone afterwards, as are its parents.
 
-    Another process may wait at each step: it never holds a lock file that is no longer there (`_open_lock`), and only
-    empty folders are removed.
+    Other processes may do the same at any moment: none holds a lock file that is no longer there (`_open_lock`), and
+    only empty folders are removed.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     lock = _open_lock(folder, if_busy)

@@ -69,8 +69,13 @@ class WeightUpdate(Generic[Network]):
         return norm
 
 
-def use_precision(config: OptimizerSettings, processes: Processes) -> None:
+def use_precision(config: OptimizerSettings, processes: Processes, settings_name: str = "trainer") -> None:
     """Check the precision and what excludes compilation, and set the products of a GPU.
+
+    Args:
+        config: see `OptimizerSettings`.
+        processes: who trains together.
+        settings_name: what the user calls `config`, for messages.
 
     Raises:
         ConfigurationError: the device has no such precision, or sharded weights are to be compiled.
@@ -78,10 +83,13 @@ def use_precision(config: OptimizerSettings, processes: Processes) -> None:
     device = processes.device
     if config.precision == "tfloat32" and device.type != "cuda":
         raise ConfigurationError(
-            f"trainer.precision=tfloat32 is a mode of NVIDIA GPUs, but the device is {device}: use float32 or bfloat16."
+            f"{settings_name}.precision=tfloat32 is a mode of NVIDIA GPUs, but the device is {device}: use float32 or "
+            "bfloat16."
         )
     if config.compile and processes.is_sharded:
-        raise ConfigurationError("trainer.compile=true and trainer.sharding=fsdp2 cannot be combined: drop one.")
+        raise ConfigurationError(
+            f"{settings_name}.compile=true and trainer.sharding=fsdp2 cannot be combined: drop one."
+        )
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.precision == "tfloat32" else "highest")
 

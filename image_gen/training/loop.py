@@ -78,7 +78,7 @@ class TrainingLoop(SteppedTraining, Generic[Network, Step]):
         self._ends_at, self._is_late = ends_at, False
         self._draw_samples: Callable[[Network, int], None] | None = draw
         objective.own_rows(config.gradient_accumulation_steps)
-        use_precision(config, processes)
+        use_precision(config, processes, settings_name)
         moments: dict[str, Tensor] = {}
         self._has_state = False
         if resume:  # before the weights may be split over processes

@@ -58,6 +58,7 @@ def test_the_closest_settings_are_named_without_a_plus(setting: str, expected: s
     [
         ("task.constant_range=1", "task.constant_range has no value in the files of this configuration: add it with"),
         ("task.dataset.options.a=[0,2]", "add it with a plus, +task.dataset.options.a=[0,2] ."),
+        ("task.env.kwargs.text='do use it'", "with a plus, +task.env.kwargs.text='do use it' ."),
         ("task.env.kwargs.size=96", "task.env.kwargs takes names of your own too"),
         ("task.observations.wrist.kind=image", "task.observations takes names of your own too"),
     ],

@@ -249,6 +249,11 @@ def test_an_autoencoder_that_diverges_names_its_own_settings(tmp_path: Path) -> 
         train_tiny(tmp_path, "feature.mae_training.trainer.learning_rate=1e30")
 
 
+def test_a_precision_that_an_autoencoder_cannot_have_is_refused_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"^feature\.mae_training\.trainer\.precision=tfloat32 is a mode of"):
+        train_tiny(tmp_path, "feature.mae_training.trainer.precision=tfloat32")
+
+
 def test_other_errors_do_not_pass_for_a_diverged_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def update(loop: object, step: int) -> None:
         raise ValueError("a setting must be a positive finite number.")

@@ -127,7 +127,8 @@ def _selection(folder: LerobotFolder, numbers: Sequence[int] | None) -> _Selecti
     kept = [folder.episodes[number] for number in chosen]
     files = {episode.file for episode in kept}
     stored = [episode for episode in folder.episodes if episode.file in files]
-    rows = np.repeat([episode.index in set(chosen) for episode in stored], [episode.length for episode in stored])
+    is_chosen = np.isin([episode.index for episode in stored], chosen)
+    rows = np.repeat(is_chosen, [episode.length for episode in stored])
     is_whole = len(kept) == len(folder.episodes)
     name = "" if is_whole else f"-episodes-{hashlib.sha256(json.dumps(chosen).encode()).hexdigest()[:16]}"
     return _Selection(replace(folder, episodes=tuple(kept)), replace(folder, episodes=tuple(stored)), rows, name)
