@@ -245,7 +245,7 @@ def _joined(found: Features, targets: TargetFeatures, names: list[str], batch: i
 
 
 def _folded(features: list[Tensor]) -> Tensor:
-    """Return [B, n, L, C] of each of F features as [F B L, n, C], in one pass over the numbers."""
+    """Return [B, n, L, C] of each of F features as [F B L, n, C]; one copy joins and transposes them."""
     views = [rearrange(feature, "b n l c -> b l n c") for feature in features]
     joined = views[0] if len(views) == 1 else torch.cat(views)
     return joined.flatten(0, 1).float()

@@ -54,7 +54,8 @@ class CountTraffic(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         name = func._schema.name
         if not func.is_view and name not in _FREE:
-            read = [] if name in _ONLY_WRITE else tree_leaves((args, kwargs))
+            named = [value for key, value in (kwargs or {}).items() if key != "out"]  # that is the result
+            read = [] if name in _ONLY_WRITE else tree_leaves((args, named))
             moved = [value for value in (*read, *tree_leaves(result)) if isinstance(value, Tensor)]
             self.kernels += 1
             self.bytes += sum(_stored_bytes(value) for value in moved)

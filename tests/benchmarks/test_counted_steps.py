@@ -43,6 +43,7 @@ def test_traffic_is_what_operations_read_and_write() -> None:
     with cost.on_meta():
         assert moved(lambda values: values + 1) == (1, 2 * numbers)
         assert moved(lambda values: values.add_(1)) == (1, 2 * numbers)  # read, and written in place
+        assert moved(lambda values: torch.add(values, 1, out=values)) == (1, 2 * numbers)
         assert moved(lambda values: values.t().reshape(3, 2)[1:]) == (0, 0)
         assert moved(lambda values: values.new_ones(5)) == (1, 4 * 5)
         assert moved(lambda values: values * values[:, :1].expand(2, 3)) == (1, 2 * numbers + 4 * 2)
