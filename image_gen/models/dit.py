@@ -86,6 +86,20 @@ class DiTConfig:
         )
 
 
+_DIGITS_TINY = DiTConfig(
+    input_size=8,
+    patch_size=2,
+    in_channels=1,
+    out_channels=1,
+    hidden_size=128,
+    cond_dim=128,
+    depth=4,
+    num_heads=4,
+    num_classes=10,
+    noise_classes=16,
+    noise_coords=8,
+    n_cls_tokens=4,
+)
 # Table 8 of the paper; the ablation runs use latent_B. The tiny ones fit a CPU.
 GENERATOR_SIZES: dict[str, DiTConfig] = {
     "latent_B": DiTConfig(),
@@ -102,34 +116,8 @@ GENERATOR_SIZES: dict[str, DiTConfig] = {
         num_heads=16,
     ),
     "latent_tiny": DiTConfig(hidden_size=192, cond_dim=192, depth=6, num_heads=3, n_cls_tokens=4),
-    "digits_tiny": DiTConfig(
-        input_size=8,
-        patch_size=2,
-        in_channels=1,
-        out_channels=1,
-        hidden_size=128,
-        cond_dim=128,
-        depth=4,
-        num_heads=4,
-        num_classes=10,
-        noise_classes=16,
-        noise_coords=8,
-        n_cls_tokens=4,
-    ),
-    "fashion_tiny": DiTConfig(
-        input_size=28,
-        patch_size=4,
-        in_channels=1,
-        out_channels=1,
-        hidden_size=128,
-        cond_dim=128,
-        depth=4,
-        num_heads=4,
-        num_classes=10,
-        noise_classes=16,
-        noise_coords=8,
-        n_cls_tokens=4,
-    ),
+    "digits_tiny": _DIGITS_TINY,
+    "fashion_tiny": replace(_DIGITS_TINY, input_size=28, patch_size=4),
 }
 
 
