@@ -25,7 +25,7 @@ from benchmarks.image_ladder.common import RESULTS
 from benchmarks.image_ladder.cost import GENERATORS, Step, on_meta, step_of
 from benchmarks.image_ladder.plain_loss import PlainDriftLoss
 from drift_policy.cli import command_line
-from drift_policy.drift import DEFAULT_TEMPERATURES, DriftInfo, drift_loss
+from drift_policy.drift import DriftInfo, drift_loss
 from drift_policy.manifest import describe_run, write_json
 from image_gen.encoders.base import FeatureExtractor
 from image_gen.feature_loss import KernelLoss, target_features
@@ -34,7 +34,7 @@ from image_gen.training.drift_objective import drifting_loss
 
 SCRIPT = "-m benchmarks.image_ladder.traffic"
 PROCESSES = 8
-# These touch no numbers, or only write them.
+# These touch no numbers, and those below only write them.
 _FREE = {"aten::detach", "aten::empty", "aten::empty_like", "aten::_unsafe_view", "aten::_assert_async"}
 _ONLY_WRITE = {"aten::new_ones", "aten::new_zeros", "aten::ones_like", "aten::zeros_like"}
 
@@ -103,19 +103,9 @@ class MatrixBytes:
         gen: Tensor,
         pos: Tensor,
         neg: Tensor | None = None,
-        *,
-        weight_neg: Tensor | None = None,
-        temperatures: Sequence[float] = DEFAULT_TEMPERATURES,
-        affinity_floor: float = 1e-6,
-        num_features: int = 1,
+        **settings: Any,
     ) -> tuple[Tensor, DriftInfo]:
-        """Return what the loss returns."""
-        settings: dict[str, Any] = {
-            "weight_neg": weight_neg,
-            "temperatures": temperatures,
-            "affinity_floor": affinity_floor,
-            "num_features": num_features,
-        }
+        """Return what the loss returns; the settings are those of `KernelLoss`."""
         once, twice = (self._moved((gen, pos, neg), factor, settings) for factor in (1, 2))
         self.bytes += 2 * once - twice  # a, where samples of size S move a + b S
         return self.loss(gen, pos, neg, **settings)
